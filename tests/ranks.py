@@ -1,0 +1,96 @@
+"""A pool of rank processes for the tests: started once a session, gloo on the CPU, one thread each.
+
+Spawning ranks for each test costs 12-58 s, a session pool 20 s once and 0.02-0.2 s a test. Ranks meet through a FileStore: hunting for a free port races.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+LIMIT_S = 120  # a call that takes longer hangs: the pool is ended and the test fails
+
+
+def _serve(rank: int, connection: Connection) -> None:
+    """Run what the test process sends until it says None."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    joined = None
+    while (message := connection.recv()) is not None:
+        world_size, store, function, args = message
+        try:
+            if store != joined:
+                joined = store
+                if dist.is_initialized():
+                    dist.destroy_process_group()
+                dist.init_process_group("gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size)
+            torch.manual_seed(0)
+            connection.send((True, function(*args)))
+        except BaseException:
+            connection.send((False, traceback.format_exc()))
+
+
+class RankPool:
+    """At most `size` rank processes that run functions together.
+
+    The functions are found by name in their module: top-level functions of test modules. Results come back in rank order.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.processes: list[multiprocessing.process.BaseProcess] = []
+        self.connections: list[Connection] = []
+        self.folder = tempfile.TemporaryDirectory()
+        self.store, self.calls = (0, ""), 0
+
+    def __call__(self, world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """Run function(*args) on ranks 0..world_size-1 of a gloo world and return their results; a failing rank fails the caller."""
+        self._start(world_size)
+        for connection in self.connections[:world_size]:
+            connection.send((world_size, self._store(world_size), function, args))
+        results = [self._receive(rank) for rank in range(world_size)]
+        failures = [f"rank {rank}:\n{value}" for rank, (ok, value) in enumerate(results) if not ok]
+        if failures:
+            self.close()  # ranks that failed apart are in different collectives
+            raise AssertionError("\n".join(failures))
+        return [value for _, value in results]
+
+    def _store(self, world_size: int) -> str:
+        """One file per process group: a change of world size starts a new one."""
+        if self.store[0] != world_size:
+            self.calls += 1
+            self.store = (world_size, os.path.join(self.folder.name, f"store{self.calls}"))
+        return self.store[1]
+
+    def _start(self, world_size: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        while len(self.processes) < world_size:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(len(self.processes), theirs), daemon=True)
+            process.start()
+            theirs.close()
+            self.processes.append(process)
+            self.connections.append(ours)
+
+    def _receive(self, rank: int) -> tuple[bool, Any]:
+        if not self.connections[rank].poll(LIMIT_S):
+            return False, f"no answer in {LIMIT_S} s"
+        try:
+            return self.connections[rank].recv()
+        except EOFError:
+            return False, "died"
+
+    def close(self) -> None:
+        """End the processes; the next call starts new ones."""
+        for process in self.processes:
+            process.kill()
+            process.join()
+        self.processes, self.connections, self.store = [], [], (0, "")
