@@ -1,0 +1,303 @@
+"""USP attention: Ulysses and ring together (arXiv 2405.07719), on any lengths, heads and masks.
+
+Dimensions: B batch, L this rank's queries, N its Ulysses group's, S all keys, H and G query and key/value heads, h this rank's heads, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from dit_usp.attention import choice, ring
+from dit_usp.attention.choice import available, choose
+from dit_usp.attention.kernels import nothing, run
+from dit_usp.attention.masks import PreparedMask, prepare_mask
+from dit_usp.attention.merge import merge
+from dit_usp.attention.ulysses import HeadSplit, heads_to_sequence, sequence_to_heads, split_heads
+from dit_usp.errors import UnsupportedError
+from dit_usp.mesh import Mesh
+
+__all__ = [
+    "HeadSplit",
+    "PreparedMask",
+    "attend",
+    "available",
+    "choose",
+    "heads_to_sequence",
+    "merge",
+    "prepare_mask",
+    "sequence_to_heads",
+    "split_heads",
+    "usp_attention",
+]
+
+Local = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool, float | None, bool], Tensor]
+Shared = tuple[Tensor, Tensor, Tensor | None]
+
+
+def usp_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mesh: Mesh,
+    attn_mask: Tensor | PreparedMask | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    lengths: Sequence[int] | None = None,
+    kv_lengths: Sequence[int] | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """scaled_dot_product_attention over a sequence whose pieces lie on the ranks of mesh.sequence in rank order: (B, H, L, D) -> (B, H, L, D).
+
+    Args:
+        query, key, value: this rank's tokens, all heads: (B, H, L, D), (B, G, L_kv, D). Pieces may differ in length and be empty.
+        attn_mask: bool (True: attend) or additive, broadcastable to (B, H, L, S): rows are this rank's queries, columns all keys in rank order;
+            or, with one row, (B, H, 1, L_kv), this rank's keys. A query without a key gives 0.
+        is_causal: query i of the whole sequence sees its keys j <= i.
+        enable_gqa: allow fewer key/value heads G, a divisor of H.
+        lengths: tokens on each rank of mesh.sequence, in rank order, the same on every rank; None: all equal to this rank's.
+        kv_lengths: the same of the keys; None: `lengths` if given, else all equal to this rank's.
+        backend: a kernel of `available(device)`, or "auto".
+
+    Raises:
+        UnsupportedError: fewer heads than ulysses_degree; a kernel that cannot take the call.
+        ValueError: shapes, lengths or names that do not fit. All before the first collective.
+    """
+    out = attend(
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        mesh,
+        attn_mask=attn_mask,
+        is_causal=is_causal,
+        scale=scale,
+        enable_gqa=enable_gqa,
+        lengths=lengths,
+        kv_lengths=kv_lengths,
+        backend=backend,
+    )
+    return out.transpose(1, 2)
+
+
+def attend(
+    q_BLHD: Tensor,
+    k_BLGD: Tensor,
+    v_BLGD: Tensor,
+    mesh: Mesh,
+    *,
+    attn_mask: Tensor | PreparedMask | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    lengths: Sequence[int] | None = None,
+    kv_lengths: Sequence[int] | None = None,
+    shared: Shared | None = None,
+    local: Local | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """`usp_attention` in the layout (B, L, H, D), with keys that every rank has and with the caller's own kernel.
+
+    Args:
+        attn_mask: as for usp_attention, or `prepare_mask` of it (and of shared's), which saves its exchanges on later calls.
+        shared: (key, value, mask or None) that are the same on every rank, counted once, before all other keys: (B, T, G, D) and a mask
+            broadcastable to (B, H, L, T). With a prepared attn_mask, shared's mask is already in it.
+        local: the kernel to use, (q, k, v, attn_mask, is_causal, scale, enable_gqa) -> out (B, N, h, D). It gives no LSE: not for rotate.
+    """
+    lengths, kv_lengths = _lengths(mesh, q_BLHD.shape[1], k_BLGD.shape[1], lengths, kv_lengths)
+    _check(q_BLHD, k_BLGD, v_BLGD, mesh, attn_mask, is_causal, enable_gqa, shared)
+    masked = attn_mask is not None or (shared is not None and shared[2] is not None)
+    name = _kernel(q_BLHD, k_BLGD, v_BLGD, mesh, masked, is_causal, lengths, kv_lengths, local, backend)
+    heads = split_heads(q_BLHD.shape[2], k_BLGD.shape[2], mesh.ulysses.size())
+    mask = (
+        attn_mask
+        if isinstance(attn_mask, PreparedMask)
+        else _prepared(attn_mask, mesh, q_BLHD.shape[2], k_BLGD.shape[2], lengths, kv_lengths, shared)
+    )
+    own_shared = _own_heads(shared, heads, mesh) if shared else None
+
+    q, k, v = heads_to_sequence(q_BLHD, k_BLGD, v_BLGD, mesh.ulysses, _own(lengths, mesh), _own(kv_lengths, mesh))
+    if _rotates(mesh):
+        out = _rotate(q, k, v, mesh, name, mask, is_causal, scale, lengths, kv_lengths, own_shared)
+    else:
+        out = _attend_once(q, k, v, mesh, name, local, mask, is_causal, scale, lengths, kv_lengths, own_shared)
+    return sequence_to_heads(out.to(q.dtype), mesh.ulysses, heads.query, _own(lengths, mesh))
+
+
+def _lengths(
+    mesh: Mesh, queries: int, keys: int, lengths: Sequence[int] | None, kv_lengths: Sequence[int] | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Query and key tokens on each rank, as usp_attention documents them."""
+    ranks = mesh.sequence.size()
+    if kv_lengths is None:
+        kv_lengths = lengths if lengths is not None else (keys,) * ranks
+    if lengths is None:
+        lengths = (queries,) * ranks
+    for name, sizes, own in (("lengths", lengths, queries), ("kv_lengths", kv_lengths, keys)):
+        if len(sizes) != ranks:
+            raise ValueError(f"{name} has {len(sizes)} entries; the sequence lies on {ranks} ranks.")
+        if sizes[mesh.sequence.rank()] != own:
+            hint = "; pass kv_lengths for keys of another sequence" if name == "kv_lengths" else ""
+            raise ValueError(f"{name} says {sizes[mesh.sequence.rank()]} tokens for rank {mesh.sequence.rank()}, which has {own}{hint}.")
+    return tuple(lengths), tuple(kv_lengths)
+
+
+def _check(
+    q: Tensor, k: Tensor, v: Tensor, mesh: Mesh, mask: Tensor | PreparedMask | None, is_causal: bool, enable_gqa: bool, shared: Shared | None
+) -> None:
+    """Refuse what SDPA refuses and what no rank can do, from values that all ranks share."""
+    if not q.ndim == k.ndim == v.ndim == 4:
+        raise ValueError(f"query, key and value have {q.ndim}, {k.ndim} and {v.ndim} dimensions; pass 4.")
+    if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or k.shape[:3] != v.shape[:3]:
+        raise ValueError(f"query {tuple(q.shape)}, key {tuple(k.shape)} and value {tuple(v.shape)} (batch, tokens, heads, size) do not fit together.")
+    heads, kv_heads = q.shape[2], k.shape[2]
+    if heads != kv_heads and (not enable_gqa or heads % kv_heads):
+        need = "a divisor of them" if enable_gqa else "as many, or enable_gqa=True"
+        raise ValueError(f"query has {heads} heads, key and value {kv_heads}: they need {need}.")
+    mesh.config.check_heads(heads, "the query")
+    if is_causal and mask is not None:
+        raise ValueError("is_causal=True and an attn_mask exclude one another, as in scaled_dot_product_attention; put the causal part in the mask.")
+    if is_causal and shared is not None:
+        raise UnsupportedError("is_causal=True with shared keys has no order between the two; pass an attn_mask.")
+    if isinstance(mask, Tensor) and any(size not in (1, full) for size, full in zip(mask.shape[-4:-2][::-1], (heads, q.shape[0]), strict=False)):
+        raise ValueError(f"attn_mask {tuple(mask.shape)} does not broadcast to batch {q.shape[0]} and {heads} heads.")
+
+
+def _kernel(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mesh: Mesh,
+    masked: bool,
+    is_causal: bool,
+    lengths: Sequence[int],
+    kv_lengths: Sequence[int],
+    local: Local | None,
+    backend: str,
+) -> str:
+    """The kernel of our table for this call, "" with the caller's own."""
+    rotates = _rotates(mesh)
+    if local is not None:
+        if rotates:
+            raise UnsupportedError(
+                f"ring_method='rotate' with ring_degree={mesh.config.ring_degree} merges blocks by their LSE, which the attention backend set in "
+                "diffusers does not give. Try ring_method='gather', or leave the backend unset."
+            )
+        return ""
+    in_ring = mesh.ring.size() > 1
+    by_position = is_causal and in_ring and (not rotates or lengths != kv_lengths)  # causal as a mask, or in whole and masked blocks
+    grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    square = rotates or sum(lengths) == sum(kv_lengths)
+    return choice.chosen(
+        backend,
+        q.device.type,
+        q.dtype,
+        q.shape[3],
+        v.shape[3],
+        masked or by_position,
+        is_causal and not by_position,
+        square,
+        rotates,
+        grad and rotates,
+    )
+
+
+def _rotates(mesh: Mesh) -> bool:
+    return mesh.ring.size() > 1 and mesh.config.ring_method == "rotate"
+
+
+def _own(lengths: Sequence[int], mesh: Mesh) -> Sequence[int]:
+    """The lengths of this rank's Ulysses group."""
+    first = mesh.ring.rank() * mesh.ulysses.size()
+    return lengths[first : first + mesh.ulysses.size()]
+
+
+def _ring_lengths(lengths: Sequence[int], mesh: Mesh) -> list[int]:
+    """Tokens of each Ulysses group, in ring order."""
+    ulysses = mesh.ulysses.size()
+    return [sum(lengths[first : first + ulysses]) for first in range(0, len(lengths), ulysses)]
+
+
+def _prepared(
+    mask: Tensor | None, mesh: Mesh, heads: int, kv_heads: int, lengths: Sequence[int], kv_lengths: Sequence[int], shared: Shared | None
+) -> PreparedMask | None:
+    return prepare_mask(
+        mask,
+        mesh,
+        heads=heads,
+        kv_heads=kv_heads,
+        lengths=lengths,
+        kv_lengths=kv_lengths,
+        shared_length=shared[0].shape[1] if shared else 0,
+        shared_mask=shared[2] if shared else None,
+    )
+
+
+def _own_heads(shared: Shared, heads: HeadSplit, mesh: Mesh) -> tuple[Tensor, Tensor]:
+    """The shared keys and values of this rank's heads: no traffic."""
+    rank = mesh.ulysses.rank()
+    key, value = (x.repeat_interleave(heads.repeats, dim=2) if heads.repeats > 1 else x for x in shared[:2])
+    first = sum(heads.kv[:rank])
+    return key[:, :, first : first + heads.kv[rank]], value[:, :, first : first + heads.kv[rank]]
+
+
+def _rotate(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mesh: Mesh,
+    name: str,
+    mask: PreparedMask | None,
+    is_causal: bool,
+    scale: float | None,
+    lengths: Sequence[int],
+    kv_lengths: Sequence[int],
+    shared: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    def kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> tuple[Tensor, Tensor]:
+        out, lse = run(name, q, k, v, mask, scale, causal)
+        assert lse is not None
+        return out, lse
+
+    ring_lengths, ring_kv_lengths = _ring_lengths(lengths, mesh), _ring_lengths(kv_lengths, mesh)
+    if not is_causal:
+        return ring.rotate(q, k, v, kernel, mesh.ring, ring_kv_lengths, mask.mask if mask else None, shared)
+    if lengths == kv_lengths:
+        return ring.rotate_causal(q, k, v, kernel, mesh.ring, ring_lengths)
+    return ring.rotate_causal_cross(q, k, v, kernel, mesh.ring, ring_lengths, ring_kv_lengths)
+
+
+def _attend_once(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mesh: Mesh,
+    name: str,
+    local: Local | None,
+    mask: PreparedMask | None,
+    is_causal: bool,
+    scale: float | None,
+    lengths: Sequence[int],
+    kv_lengths: Sequence[int],
+    shared: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """One kernel over all keys, collected first where there is a ring."""
+    bias, has_key = (mask.opened, mask.has_key) if mask else (None, None)
+    if mesh.ring.size() > 1:
+        k, v = ring.gather_keys(k, v, _ring_lengths(kv_lengths, mesh), mesh.ring)
+        if is_causal:
+            first = sum(_ring_lengths(lengths, mesh)[: mesh.ring.rank()])
+            seen = range(min(k.shape[1], first + q.shape[1]))
+            k, v, is_causal = k[:, : len(seen)], v[:, : len(seen)], False
+            bias, has_key = ring.causal_mask(range(first, first + q.shape[1]), seen, q.device), None
+    if shared:
+        k, v = (torch.cat(pair, dim=1) for pair in zip(shared, (k, v), strict=True))
+    if not local:
+        return run(name, q, k, v, bias, scale, is_causal, has_key)[0]
+    if 0 in (*q.shape, *k.shape):
+        return nothing(q, k, v)[0]
+    out = local(q, k, v, bias, is_causal, scale, q.shape[2] != k.shape[2])
+    return out if has_key is None else torch.where(has_key.transpose(1, 2), out, 0)

@@ -1,0 +1,142 @@
+"""Which local kernel computes a call: the one asked for, or the first of the table that takes the call and passes its self-test here."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.util
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dit_usp.attention.kernels import KERNELS, Call, run
+from dit_usp.attention.merge import merge
+from dit_usp.errors import UnsupportedError
+
+logger = logging.getLogger("dit_usp.attention")
+# Tried in this order. cuDNN is 1.7 times as fast as FlashAttention 2 on Hopper (FIELD.md 2); sage is 8-bit, so only by name.
+AUTO = ("sdpa", "cudnn", "flash-attn-4", "flash-attn-3", "flash-attn-2", "flash", "efficient", "xformers", "cpu", "math")
+
+
+def choose(backend: str, call: Call) -> tuple[str, str]:
+    """The kernel for a call, and why.
+
+    Raises:
+        ValueError: no kernel of that name; names the nearest.
+        UnsupportedError: the kernel named does not take the call, or does not work here; names those that do.
+    """
+    check_name(backend)
+    if backend != "auto":
+        reason = _reason_against(backend, call)
+        if reason:
+            others = [name for name in AUTO if not _reason_against(name, call)]
+            raise UnsupportedError(f"backend={backend!r} {reason}. These take the call: {', '.join(others)}.")
+        return backend, "asked for"
+    passed_over = {}
+    for name in AUTO:
+        reason = _reason_against(name, call)
+        if not reason:
+            return name, "the first that takes the call" + "".join(f"; {other} {why}" for other, why in passed_over.items())
+        passed_over[name] = reason
+    raise AssertionError("math takes every call")
+
+
+def check_name(backend: str) -> None:
+    """Refuse a name that is not in the table."""
+    if backend != "auto" and backend not in KERNELS:
+        near = difflib.get_close_matches(backend, ("auto", *KERNELS), n=3, cutoff=0.3) or ("auto", *KERNELS)
+        raise ValueError(f"backend={backend!r} is unknown. Nearest: {', '.join(near)}.")
+
+
+@torch.compiler.assume_constant_result
+def chosen(backend: str, *call: Any) -> str:
+    """`choose`, told once at INFO. A constant to torch.compile: every argument is a plain value (those of Call, in order)."""
+    return _chosen(backend, Call(*call))
+
+
+@functools.cache
+def _chosen(backend: str, call: Call) -> str:
+    name, reason = choose(backend, call)
+    logger.info("attention kernel %s for %s: %s", name, call, reason)
+    return name
+
+
+def _reason_against(name: str, call: Call) -> str:
+    reason = KERNELS[name].refusal(call)
+    if not reason and (state := _state(name, call.device)) != "ok":
+        reason = state
+    return reason
+
+
+def available(device: str | torch.device) -> dict[str, str]:
+    """Every kernel of the table: "ok" on this device, or why not."""
+    return {name: _state(name, torch.device(device).type) for name in KERNELS}
+
+
+def _state(name: str, device: str) -> str:
+    return _tested(name, device, torch.cuda.current_device() if device == "cuda" else 0)
+
+
+@functools.cache
+def _tested(name: str, device: str, index: int) -> str:
+    """Whether a kernel works on a device: there, importable, and right. Asked once a process and device."""
+    kernel = KERNELS[name]
+    if kernel.devices and device not in kernel.devices:
+        return f"runs on {', '.join(kernel.devices)}, not {device}"
+    if kernel.package and not _installed(kernel.package):
+        return f"needs the package {kernel.package}, which is not installed"
+    if device == "cuda" and torch.cuda.get_device_capability(index) < kernel.capability:
+        return "needs compute capability {}.{}".format(*kernel.capability)
+    try:
+        error = self_test(name, torch.device(device, index))
+    except Exception as failure:  # whatever a package raises where it does not fit this GPU, driver or torch
+        return f"does not run here: {type(failure).__name__}: {(str(failure).splitlines() or [''])[0]}"
+    return "ok" if error <= kernel.tolerance else f"fails its self-test: error {error:.1e}, {kernel.tolerance:.0e} allowed"
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # of the parent package
+        return False
+
+
+@torch.no_grad()
+def self_test(name: str, device: torch.device) -> float:
+    """The largest relative error of a kernel against fp32 on small calls, in its out and lse, over its types; nan if any is nan.
+
+    Two blocks of keys are attended to one by one and merged, as the ring does; then causal and masked calls, as far as the kernel takes them.
+    """
+    kernel = KERNELS[name]
+    errors = [_self_test_errors(name, dtype, device) for dtype in kernel.dtypes or (torch.float32,)]
+    return max(error if error == error else float("inf") for per_type in errors for error in per_type)
+
+
+def _self_test_errors(name: str, dtype: torch.dtype, device: torch.device) -> list[float]:
+    kernel = KERNELS[name]
+    generator = torch.Generator().manual_seed(0)  # the global state of the caller stays as it is
+    q, k, v = (torch.randn(2, length, 2, 64, generator=generator).to(device, dtype) for length in (48, 80, 80))
+    k = k + 0.5  # keys of real models have a mean, which some kernels take out
+    errors = []
+    blocks = [run(name, q, k[:, part], v[:, part]) for part in (slice(0, 24), slice(24, 80))]
+    if kernel.lse:
+        errors += _errors(merge(*merge(None, None, *blocks[0]), *blocks[1]), _reference(q, k, v))
+    errors += _errors(run(name, q, k[:, :48], v[:, :48], causal=True), _reference(q, k[:, :48], v[:, :48], causal=True))
+    if kernel.mask:
+        mask = torch.rand(2, 1, 48, 80, generator=generator).to(device) > 0.5
+        mask[0, :, 3] = False
+        errors += _errors(run(name, q, k, v, mask), _reference(q, k, v, mask))
+    return errors
+
+
+def _reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> tuple[Tensor, Tensor | None]:
+    return run("math", q.float(), k.float(), v.float(), mask, causal=causal)
+
+
+def _errors(result: tuple[Tensor, Tensor | None], expected: tuple[Tensor, Tensor | None]) -> list[float]:
+    pairs = [(result[0], expected[0])]
+    if result[1] is not None and expected[1] is not None:
+        pairs.append((result[1].nan_to_num(neginf=-1e9), expected[1].nan_to_num(neginf=-1e9)))
+    return [((got.float() - want).abs().max() / want.abs().clamp(max=1e3).max()).item() for got, want in pairs]
