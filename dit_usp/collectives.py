@@ -174,12 +174,13 @@ class _AllToAll(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, flat: Tensor, send_sizes: tuple[int, ...], receive_sizes: tuple[int, ...], group_name: str) -> Tensor:
-        ctx.sizes, ctx.group_name = (receive_sizes, send_sizes), group_name
+        ctx.sizes, ctx.group_name = (receive_sizes, send_sizes), group_name  # what came from a rank goes back to it
         return _all_to_all(flat, send_sizes, receive_sizes, group_name)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        pending = _all_to_all(grads[0].contiguous(), *ctx.sizes, ctx.group_name)
+        send_sizes, receive_sizes = ctx.sizes
+        pending = _all_to_all(grads[0].contiguous(), send_sizes, receive_sizes, ctx.group_name)
         return torch.ops._c10d_functional.wait_tensor(pending), None, None, None
 
 

@@ -68,14 +68,14 @@ def prepare_mask(
     if mask is not None:
         mask = _all_columns(_four_dims(mask), mesh, lengths, kv_lengths)
     if shared_length:
-        mask = _join(_four_dims(shared_mask), shared_length, mask, sum(kv_lengths))
+        mask = _join(shared_mask if shared_mask is None else _four_dims(shared_mask), shared_length, mask, sum(kv_lengths))
     assert mask is not None
     mask = _all_rows(mask, mesh, split_heads(heads, kv_heads or heads, mesh.ulysses.size()), lengths)
     return PreparedMask(mask, *open_empty_rows(mask))
 
 
-def _four_dims(mask: Tensor | None) -> Tensor | None:
-    return mask if mask is None or mask.ndim == 4 else mask[(None,) * (4 - mask.ndim)]
+def _four_dims(mask: Tensor) -> Tensor:
+    return mask[(None,) * (4 - mask.ndim)]
 
 
 def _all_columns(mask: Tensor, mesh: Mesh, lengths: Sequence[int], kv_lengths: Sequence[int]) -> Tensor:
@@ -86,11 +86,9 @@ def _all_columns(mask: Tensor, mesh: Mesh, lengths: Sequence[int], kv_lengths: S
     unsure = len(kv_lengths) > 1 and (1 in kv_lengths or total in kv_lengths)
     if not unsure and (columns == total or columns == 1):
         return mask.expand(-1, -1, -1, total)
-    if columns == total:
-        piece = mask.narrow(3, sum(kv_lengths[:rank]), own)
-    else:
-        piece = mask.expand(-1, -1, -1, own)
-    piece = piece if rows == 1 else mask.new_zeros(*mask.shape[:2], 1, own)  # rows come with all columns: nobody reads this piece
+    piece = mask.narrow(3, sum(kv_lengths[:rank]), own) if columns == total else mask.expand(-1, -1, -1, own)
+    if rows != 1:  # such a rank passed all columns and does not read this piece of its
+        piece = mask.new_zeros(*mask.shape[:2], 1, own)
     gathered = gather(piece, 3, kv_lengths, mesh.sequence)
     return mask if columns == total else gathered
 

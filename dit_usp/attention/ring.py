@@ -25,7 +25,7 @@ Block = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], tuple[Tensor, Te
 def gather_keys(k_BTgD: Tensor, v_BTgD: Tensor, lengths: Sequence[int], group: ProcessGroup) -> tuple[Tensor, Tensor]:
     """Every rank's keys and values, in rank order: (B, T, g, D) -> (B, S, g, D), by one collective."""
     size = k_BTgD.shape[3]
-    kv = torch.cat([k_BTgD, v_BTgD], dim=3).transpose(0, 1)  # token-major: what arrives needs no reordering
+    kv = torch.cat([k_BTgD.transpose(0, 1), v_BTgD.transpose(0, 1)], dim=3)  # token-major: what arrives needs no reordering
     kv = gather(kv, 0, lengths, group).transpose(0, 1)
     return kv[..., :size], kv[..., size:]
 
@@ -163,7 +163,10 @@ def passed_blocks(k_BTgD: Tensor, v_BTgD: Tensor, lengths: Sequence[int], group:
     rank, ranks = group.rank(), group.size()
     batch, _, heads, size = k_BTgD.shape
     per_token = [batch * heads * size, batch * heads * v_BTgD.shape[3]]
-    kv = torch.cat([k_BTgD.reshape(-1), v_BTgD.reshape(-1)])
+    if k_BTgD.shape == v_BTgD.shape:
+        kv = torch.stack([k_BTgD, v_BTgD]).view(-1)  # one copy, also of the strided views that Ulysses gives
+    else:
+        kv = torch.cat([k_BTgD.reshape(-1), v_BTgD.reshape(-1)])
     for step in range(ranks):
         owner = (rank - step) % ranks
         arriving = None
