@@ -21,7 +21,18 @@ _HOME = {
     "auto_pipeline": "dit_usp.pipelines",
     "Engine": "dit_usp.engine",
 }
-__all__ = ["__version__", *_HOME]
+__all__ = [
+    "Engine",
+    "Mesh",
+    "ParallelConfig",
+    "UnsupportedError",
+    "__version__",
+    "auto_pipeline",
+    "init_mesh",
+    "parallelize",
+    "unparallelize",
+    "usp_attention",
+]
 
 if TYPE_CHECKING:
     from dit_usp.attention import usp_attention

@@ -1,0 +1,167 @@
+"""The words of a shard plan. A plan is data: where a model's tokens enter, which attentions need everybody's keys, and where they leave.
+
+Places are written as text:
+    "proj_out"                      the output of the submodule `proj_out`
+    "rope[0]", "rope[query]"        one element of its output: a tuple's index or a dict's key
+    "blocks.0:hidden_states"        the argument `hidden_states` of the submodule `blocks.0`
+    "blocks.*:temb"                 ... of every child of `blocks`; "blocks.-1" is the last one
+    ":hidden_states"                an argument of the model's own forward
+    ":attention_kwargs.mask"        an entry of a dict argument; ":freqs[1]" an element of a tuple argument
+A place that holds a list, tuple or dict means every tensor in it; None and plain numbers are left alone.
+
+A stream is a run of tokens that travels through the model, "image" unless a word says otherwise. It is cut by the rule of torch.tensor_split,
+so its pieces are known on every rank from its length alone. A tensor handed to every block is cut at every block ("blocks.*:temb"); one that flows
+from block to block only at the first ("blocks.0:hidden_states").
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar
+
+Streams = tuple[str, ...]
+
+_PLACE = re.compile(r"(?P<module>[\w.*-]*)(?::(?P<argument>\w+))?(?P<path>(?:\[\w+\]|\.\w+)*)")
+_STEP = re.compile(r"\[(\w+)\]|\.(\w+)")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor is caught: an argument of a module (argument is set) or its output; path leads into tuples and dicts."""
+
+    module: str
+    argument: str | None
+    path: tuple[int | str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Place:
+        match = _PLACE.fullmatch(text)
+        if not match:
+            raise ValueError(f"{text!r} is not a place: write module, module[i], module:argument or :argument.")
+        path = tuple(int(index) if index.isdigit() else index for index in (a or b for a, b in _STEP.findall(match["path"])))
+        return cls(match["module"], match["argument"], path)
+
+    def __str__(self) -> str:
+        argument = f":{self.argument}" if self.argument else ""
+        return self.module + argument + "".join(f"[{step}]" for step in self.path)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Keep this rank's piece of each place along `dim`; see `split`."""
+
+    places: tuple[Place, ...]
+    dim: int
+    streams: Streams
+    ndim: int | None
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Collect all pieces of a place along `dim`; see `gather`."""
+
+    place: Place
+    dim: int
+    streams: Streams
+
+
+@dataclass(frozen=True)
+class Call:
+    """One attention call of a processor.
+
+    Attributes:
+        queries, keys: the streams they belong to; None: every stream cut so far.
+        shared: "prefix" or "suffix" where the keys begin or end with some that every rank holds alike (an adapter's tokens, a cache), however many.
+        local: every rank holds all keys already: nothing to exchange.
+    """
+
+    queries: Streams | None = None
+    keys: Streams | None = None
+    shared: Literal["", "prefix", "suffix"] = ""
+    local: bool = False
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Attention modules that need all ranks' keys; see `exchange`."""
+
+    modules: tuple[str, ...]
+    call: Call
+    calls: Mapping[str, tuple[Call, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    optional: bool = False
+
+
+Word = Split | Gather | Exchange
+W = TypeVar("W", Split, Gather, Exchange)
+
+
+def split(*places: str, dim: int, stream: str | Streams = "image", ndim: int | None = None) -> Split:
+    """Keep this rank's piece of `places` along `dim`.
+
+    Args:
+        stream: the stream(s) the dim holds. Several mean a concatenation, and each is cut on its own; at most one of them may be met here first.
+        ndim: act only on tensors of that many dims (Wan's timestep is per token or per sample).
+    """
+    return Split(tuple(map(Place.parse, places)), dim, (stream,) if isinstance(stream, str) else stream, ndim)
+
+
+def gather(place: str, dim: int, stream: str | Streams = "image") -> Gather:
+    """Collect every rank's piece of the output at `place` along `dim`, in the stream's own order."""
+    return Gather(Place.parse(place), dim, (stream,) if isinstance(stream, str) else stream)
+
+
+def exchange(
+    *modules: str,
+    queries: Streams | None = None,
+    keys: Streams | None = None,
+    calls: Mapping[str, tuple[Call, ...]] | None = None,
+    optional: bool = False,
+) -> Exchange:
+    """Let every query of these attention modules see all ranks' keys.
+
+    Args:
+        queries, keys: the streams that a call sees; None: every stream cut so far.
+        calls: for processors that attend more than once: the class name and its calls in order; the last one stands for all that follow.
+        optional: some configs of the model have no such module.
+    """
+    return Exchange(modules, Call(queries, keys), MappingProxyType(dict(calls or {})), optional)
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """How one transformer class is sharded.
+
+    Attributes:
+        model: the class's name in diffusers.
+        words: what is cut, exchanged and collected.
+        guidance: "batch" where pipelines put the conditional and the unconditional half in one call, so that cfg_degree=2 can halve it; else "".
+        unguided: an argument that marks calls outside guidance: both halves of the ranks compute them whole.
+        heads: the entry of the model's config that counts its attention heads.
+    """
+
+    model: str
+    words: tuple[Word, ...]
+    guidance: Literal["", "batch"] = ""
+    unguided: str = ""
+    heads: str = "num_attention_heads"
+
+    def num_heads(self, config: Mapping[str, Any]) -> int | None:
+        """Attention heads of a model with this config (config.json, read), or None where it does not say."""
+        return config.get(self.heads)
+
+    def of(self, kind: type[W]) -> list[W]:
+        """The plan's words of one kind, in order."""
+        return [word for word in self.words if isinstance(word, kind)]
+
+    @property
+    def streams(self) -> Streams:
+        """The streams that are cut, in the plan's order."""
+        return tuple(dict.fromkeys(stream for word in self.of(Split) for stream in word.streams))
+
+
+def shard_plan(model: str, *words: Word, **facts: Any) -> ShardPlan:
+    """A ShardPlan with its words listed after the name, as models.py writes them."""
+    return ShardPlan(model, words, **facts)
