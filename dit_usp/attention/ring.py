@@ -163,10 +163,7 @@ def passed_blocks(k_BTgD: Tensor, v_BTgD: Tensor, lengths: Sequence[int], group:
     rank, ranks = group.rank(), group.size()
     batch, _, heads, size = k_BTgD.shape
     per_token = [batch * heads * size, batch * heads * v_BTgD.shape[3]]
-    if k_BTgD.shape == v_BTgD.shape:
-        kv = torch.stack([k_BTgD, v_BTgD]).view(-1)  # one copy, also of the strided views that Ulysses gives
-    else:
-        kv = torch.cat([k_BTgD.reshape(-1), v_BTgD.reshape(-1)])
+    kv = _one_buffer(k_BTgD, v_BTgD)
     for step in range(ranks):
         owner = (rank - step) % ranks
         arriving = None
@@ -176,6 +173,13 @@ def passed_blocks(k_BTgD: Tensor, v_BTgD: Tensor, lengths: Sequence[int], group:
         yield owner, k.view(batch, lengths[owner], heads, size), v.view(batch, lengths[owner], heads, v_BTgD.shape[3])
         if arriving is not None:
             kv = wait(arriving)
+
+
+def _one_buffer(k_BTgD: Tensor, v_BTgD: Tensor) -> Tensor:
+    """K, then V, flat; of equal shapes by one copy, also of the strided views that Ulysses gives."""
+    if k_BTgD.shape == v_BTgD.shape:
+        return torch.stack([k_BTgD, v_BTgD]).view(-1)
+    return torch.cat([k_BTgD.reshape(-1), v_BTgD.reshape(-1)])
 
 
 def _neighbours(sent: int, received: int, group: ProcessGroup) -> tuple[list[int], list[int]]:
