@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -168,13 +169,13 @@ class Injection:
         for place in word.places:
             for module in require(self.transformer, place.module, place.argument):
                 if place.argument is None:
-                    self._on_output(module, place, lambda tensor, place=place: self.sharding.cut(tensor, word, place))
+                    self._on_output(module, place, partial(self.sharding.cut, word=word, place=place))
                 elif place.module:
-                    self._on_argument(module, word, place)
+                    self._on_argument(module, place.argument, word, place)
 
     def _attach_gather(self, word: Gather) -> None:
         for module in require(self.transformer, word.place.module):
-            self._on_output(module, word.place, lambda tensor: self.sharding.collect(tensor, word))
+            self._on_output(module, word.place, partial(self.sharding.collect, word=word))
 
     def _attach_exchange(self, word: Exchange) -> None:
         for path in word.modules:
@@ -187,12 +188,13 @@ class Injection:
     def _on_output(self, module: nn.Module, place: Place, function: Callable[[Tensor], Tensor]) -> None:
         self._hook(module.register_forward_hook(lambda _, args, output: change(output, place.path, function)))
 
-    def _on_argument(self, module: nn.Module, word: Split, place: Place) -> None:
+    def _on_argument(self, module: nn.Module, name: str, word: Split, place: Place) -> None:
         names = argument_names(module)
 
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
             arguments = by_name(names, args, kwargs)
-            arguments[place.argument] = self._cut(arguments.get(place.argument), word, place)
+            if name in arguments:
+                arguments[name] = self._cut(arguments[name], word, place)
             return (), arguments
 
         self._hook(module.register_forward_pre_hook(before, with_kwargs=True))
@@ -210,12 +212,12 @@ class Injection:
 
     def _check_heads(self) -> None:
         heads = [module.heads for word in self.plan.of(Exchange) for path in word.modules for module in modules_at(self.transformer, path)]
-        self.mesh.config.check_heads(min(heads), self.plan.model)
+        self.mesh.config.check_heads(min(heads), self.plan.model)  # type: ignore[type-var, arg-type]
 
     def _rebound(self, word: Exchange, module: nn.Module) -> Any:
         """Give an attention module a processor of a twin class, which shares the original's state, and return it."""
         original = module.processor
-        processor = object.__new__(self._twin_class(word, type(original)))
+        processor: Any = object.__new__(self._twin_class(word, type(original)))
         processor.__dict__ = original.__dict__
         module.processor = processor
         self.undo.append(lambda: setattr(module, "processor", original) if module.processor is processor else None)

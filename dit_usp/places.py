@@ -46,8 +46,7 @@ def change(value: Any, path: Sequence[int | str], function: Callable[[Tensor], T
         items = {key: change(item, path[1:], function) if not path or key == path[0] else item for key, item in value.items()}
         return type(value)(**items) if hasattr(value, "to_tuple") else type(value)(items)  # a ModelOutput is a dict built by keywords
     if isinstance(value, (list, tuple)):
-        items = [change(item, path[1:], function) if not path or i == path[0] else item for i, item in enumerate(value)]
-        return type(value)(items)
+        return type(value)(change(item, path[1:], function) if not path or i == path[0] else item for i, item in enumerate(value))
     return value
 
 

@@ -29,11 +29,11 @@ def twin(function: Callable[..., Any], attention: Attention) -> Callable[..., An
     return _twin(inspect.unwrap(function), attention, set())
 
 
-def _twin(function: Callable[..., Any], attention: Attention, seen: set[types.CodeType]) -> Callable[..., Any] | None:
+def _twin(function: Any, attention: Attention, seen: set[types.CodeType]) -> Callable[..., Any] | None:
     if not isinstance(function, types.FunctionType) or function.__code__ in seen:
         return None
     seen.add(function.__code__)
-    names = {}
+    names: dict[str, Any] = {}
     for name in set(_names(function.__code__)):
         value = function.__globals__.get(name)
         if name == "dispatch_attention_fn":

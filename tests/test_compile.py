@@ -1,0 +1,61 @@
+"""torch.compile(fullgraph=True) of parallelized models on two ranks: no graph break at a cut, an exchange or a collection, and the same output."""
+
+import shutil
+
+import pytest
+import torch
+from test_parity import error, run
+from tiny import build
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from dit_usp.config import ParallelConfig
+from dit_usp.inject import parallelize
+from dit_usp.mesh import init_mesh
+
+BACKEND = "inductor" if shutil.which("g++") else "aot_eager"  # inductor needs a compiler for the CPU
+
+
+def compiled_model(name, config, backend):
+    torch._dynamo.reset()
+    model, inputs = build(name)
+    expected = run(model, inputs)
+    parallelize(model, init_mesh(config, "cpu"))
+    with torch.no_grad():
+        return error(torch.compile(model, fullgraph=True, backend=backend)(**inputs, return_dict=False)[0], expected)
+
+
+@pytest.mark.parametrize(
+    "config", [ParallelConfig(2), ParallelConfig(1, 2), ParallelConfig(1, 2, ring_method="gather"), ParallelConfig(cfg_degree=2)], ids=str
+)
+@pytest.mark.parametrize("name", ["pixart", "sd35", "flux", "cogvideox"])
+def test_whole_models_compile_without_a_graph_break(ranks, name, config):
+    if config.cfg_degree == 2 and name == "flux":
+        pytest.skip("FLUX has no guidance batch to halve")
+    assert max(ranks(2, compiled_model, name, config, "aot_eager")) <= 1e-5
+
+
+def test_a_whole_model_through_inductor(ranks):
+    assert max(ranks(2, compiled_model, "pixart", ParallelConfig(1, 2), BACKEND)) <= 1e-5
+
+
+def compiled_blocks(name, blocks, config):
+    """Each block compiled on its own: the worst error, our compilations, and the plain model's."""
+    frames, outputs = [], []
+    for parallel in (False, True):
+        torch._dynamo.reset()
+        model, inputs = build(name)
+        if parallel:
+            parallelize(model, init_mesh(config, "cpu"))
+        counter = CompileCounterWithBackend("aot_eager")
+        for block in getattr(model, blocks):
+            block.compile(fullgraph=True, backend=counter)
+        outputs += [run(model, inputs) for _ in range(2)]
+        frames.append(counter.frame_count)
+    return max(error(out, outputs[0]) for out in outputs), frames
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("pixart", "transformer_blocks"), ("flux", "single_transformer_blocks")])
+def test_all_layers_share_the_compilations_that_the_plain_model_needs(ranks, name, blocks):
+    for worst, (plain, ours) in ranks(2, compiled_blocks, name, blocks, ParallelConfig(2)):
+        assert worst <= 1e-5
+        assert ours == plain

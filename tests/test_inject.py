@@ -1,0 +1,311 @@
+"""parallelize beyond plain parity: guidance halves, processors of all kinds, gradients, misuse, and plans that do not fit."""
+
+import dataclasses
+
+import pytest
+import torch
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SD3IPAdapterJointAttnProcessor2_0
+from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
+from test_parity import error, run
+from tiny import build, flux, rand, redraw, sd3
+from torch import nn
+
+from dit_usp import inject
+from dit_usp.config import ParallelConfig
+from dit_usp.errors import UnsupportedError
+from dit_usp.inject import parallelize, unparallelize
+from dit_usp.mesh import init_mesh
+from dit_usp.plan import Call, Exchange, Split, split
+
+
+def compare(model, inputs, config):
+    expected = run(model, inputs)
+    parallelize(model, init_mesh(config, "cpu"))
+    out = run(model, inputs)
+    unparallelize(model)
+    assert out.shape == expected.shape
+    return error(out, expected)
+
+
+# -- guidance halves
+
+
+def halves(name, batch, config):
+    return compare(*build(name, batch=batch), config)
+
+
+@pytest.mark.parametrize("name", ["dit", "pixart", "sd35", "cogvideox", "sd3_skip"])
+def test_cfg_halves_the_batch_and_composes(ranks, name):
+    batches = {"sd3_skip": (1, 2)}.get(name, (2, 3))  # an odd batch is halved unevenly; a skip-layer call of one sample is computed on both sides
+    for world_size, config in ((2, ParallelConfig(cfg_degree=2)), (4, ParallelConfig(2, 1, 2)), (4, ParallelConfig(1, 2, 2))):
+        for batch in batches:
+            assert max(ranks(world_size, halves, name, batch, config)) <= 1e-5, (config, batch)
+
+
+def guidance_off():
+    model, inputs = build("pixart", batch=1)
+    parallelize(model, init_mesh(ParallelConfig(cfg_degree=2), "cpu"))
+    with pytest.raises(UnsupportedError, match="cfg_degree=2 halves the guidance batch, but PixArtTransformer2DModel was called with a batch of 1"):
+        run(model, inputs)
+    with pytest.raises(UnsupportedError, match="cfg_degree=2 needs guidance as two halves of one batch, which FluxTransformer2DModel does not get"):
+        parallelize(build("flux")[0], init_mesh(ParallelConfig(cfg_degree=2), "cpu"))
+    return True
+
+
+def test_cfg_without_guidance_is_refused(ranks):
+    assert all(ranks(2, guidance_off))
+
+
+# -- processors
+
+
+def flux_with_ip_adapter():
+    model, inputs = flux()
+    for block in model.transformer_blocks:
+        block.attn.set_processor(FluxIPAdapterAttnProcessor(hidden_size=64, cross_attention_dim=24, num_tokens=(5,)))
+    inputs["joint_attention_kwargs"] = {"ip_hidden_states": [rand(2, 5, 24, seed=8)]}
+    return redraw(model), inputs
+
+
+def sd3_with_ip_adapter():
+    model, inputs = sd3()
+    for block in model.transformer_blocks:
+        block.attn.set_processor(SD3IPAdapterJointAttnProcessor2_0(32, 24, head_dim=8, timesteps_emb_dim=32))
+    inputs["joint_attention_kwargs"] = {"ip_hidden_states": rand(2, 5, 24, seed=8), "temb": rand(2, 32, seed=9)}
+    return redraw(model), inputs
+
+
+def flux_fused():
+    model, inputs = build("flux")
+    model.fuse_qkv_projections()
+    return model, inputs
+
+
+def pixart_shared_processor():
+    """One object serves the sharded self-attention and the local cross-attention."""
+    model, inputs = build("pixart")
+    model.set_attn_processor(AttnProcessor2_0())
+    return model, inputs
+
+
+def processors(make, config):
+    return compare(*make(), config)
+
+
+@pytest.mark.parametrize("make", [flux_with_ip_adapter, sd3_with_ip_adapter, flux_fused, pixart_shared_processor])
+def test_other_processors_survive(ranks, make):
+    for world_size, config in ((2, ParallelConfig(2)), (2, ParallelConfig(1, 2)), (3, ParallelConfig(1, 3, ring_method="gather"))):
+        assert max(ranks(world_size, processors, make, config)) <= 1e-5, config
+
+
+def late_processor():
+    """An IP-Adapter that is loaded after parallelize, and taken off again."""
+    model, inputs = build("flux")
+    plain = run(model, inputs)
+    parallelize(model, init_mesh(ParallelConfig(2), "cpu"))
+    adapter = FluxIPAdapterAttnProcessor(hidden_size=64, cross_attention_dim=24, num_tokens=(5,))
+    redraw(adapter)
+    model.transformer_blocks[0].attn.set_processor(adapter)
+    with_adapter = run(model, inputs | {"joint_attention_kwargs": {"ip_hidden_states": [rand(2, 5, 24, seed=8)]}})
+    unparallelize(model)
+    assert model.transformer_blocks[0].attn.processor is adapter
+    expected = run(model, inputs | {"joint_attention_kwargs": {"ip_hidden_states": [rand(2, 5, 24, seed=8)]}})
+    assert error(with_adapter, plain) > 1e-3
+    return error(with_adapter, expected)
+
+
+def test_a_processor_set_after_parallelize_is_rebound(ranks):
+    assert max(ranks(2, late_processor)) <= 1e-5
+
+
+def lora():
+    """What peft does to a model: linear layers replaced by wrappers, before or after parallelize."""
+    model, inputs = build("pixart")
+    parallelize(model, init_mesh(ParallelConfig(2), "cpu"))
+    down, up = rand(2, 32, seed=10), rand(32, 2, seed=11)
+    attn = model.transformer_blocks[0].attn1
+    original = attn.to_q
+
+    class LoRALinear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.base = original
+
+        def forward(self, x):
+            return self.base(x) + x @ down.T @ up.T
+
+    attn.to_q = LoRALinear()
+    out = run(model, inputs)
+    unparallelize(model)
+    return error(out, run(model, inputs))
+
+
+def test_lora_layers_survive(ranks):
+    assert max(ranks(2, lora)) <= 1e-5
+
+
+def own_attention():
+    model, _ = build("pixart")
+    model.set_attn_processor(AttnProcessor())
+    hooks = len(model._forward_pre_hooks)
+    with pytest.raises(UnsupportedError, match="AttnProcessor of PixArtTransformer2DModel attends by its own means"):
+        parallelize(model, init_mesh(ParallelConfig(2), "cpu"))
+    assert len(model._forward_pre_hooks) == hooks
+    assert not model.pos_embed._forward_hooks
+    return True
+
+
+def test_a_processor_out_of_reach_is_refused_and_nothing_is_left(ranks):
+    assert all(ranks(2, own_attention))
+
+
+def backends(ring_method):
+    model, inputs = build("flux")
+    expected = run(model, inputs)
+    parallelize(model, init_mesh(ParallelConfig(1, 2, ring_method=ring_method), "cpu"))
+    errors = {}
+    for backend in ("native", "_native_math", "flex"):
+        model.set_attention_backend(backend)
+        try:
+            errors[backend] = error(run(model, inputs), expected)
+        except UnsupportedError as refusal:
+            errors[backend] = str(refusal)
+    return errors
+
+
+def test_the_backend_a_user_set_runs_between_the_exchanges(ranks):
+    for errors in ranks(2, backends, "gather"):
+        assert max(errors.values()) <= 1e-5, errors
+    for errors in ranks(2, backends, "rotate"):
+        assert errors["native"] <= 1e-5
+        assert errors["_native_math"] <= 1e-5
+        assert "ring_method='gather'" in errors["flex"]
+
+
+# -- gradients
+
+
+def gradients(config):
+    model, inputs = build("sd35")
+    weights = rand(2, 4, 12, 20, seed=12)
+    grads = []
+    for parallel in (False, True):
+        if parallel:
+            parallelize(model, init_mesh(config, "cpu"))
+        inputs["hidden_states"] = inputs["hidden_states"].detach().requires_grad_()
+        (model(**inputs, return_dict=False)[0] * weights).sum().backward()
+        grads.append(inputs["hidden_states"].grad)
+    # every rank computes the whole loss, so each adds its share of the gradient once for every rank's copy
+    torch.distributed.all_reduce(grads[1])
+    return error(grads[1] / config.world_size, grads[0])
+
+
+def test_gradients_of_the_input_equal_one_process(ranks):
+    for config in (ParallelConfig(2), ParallelConfig(1, 2), ParallelConfig(1, 2, ring_method="gather")):
+        assert max(ranks(2, gradients, config)) <= 1e-4, config
+
+
+# -- misuse
+
+
+def misuse():
+    mesh = init_mesh(ParallelConfig(2), "cpu")
+    model, inputs = build("pixart")
+    with pytest.raises(ValueError, match="is not parallelized"):
+        unparallelize(model)
+    parallelize(model, mesh)
+    with pytest.raises(ValueError, match="this PixArtTransformer2DModel is parallelized already; call unparallelize first"):
+        parallelize(model, mesh)
+    with pytest.raises(UnsupportedError, match="Linear has no shard plan; CONTRIBUTING shows how to add one"):
+        parallelize(nn.Linear(2, 2), mesh)
+    inputs["attention_mask"] = torch.ones(2, 7)
+    with pytest.raises(UnsupportedError, match="pos_embed holds 60 tokens where the shard plan expects image 7"):
+        run(model, inputs)
+    return True
+
+
+def test_misuse_is_named(ranks):
+    assert all(ranks(2, misuse))
+
+
+def too_few_heads():
+    with pytest.raises(UnsupportedError, match=r"ulysses_degree=4 needs at least 4 heads; CogVideoXTransformer3DModel has 3\. Try ulysses_degree=2"):
+        parallelize(build("cogvideox_2b")[0], init_mesh(ParallelConfig(4), "cpu"))
+    return True
+
+
+def test_too_few_heads_is_refused(ranks):
+    assert all(ranks(4, too_few_heads))
+
+
+# -- plans that do not fit: broken on purpose
+
+
+def with_plan(change_words, name):
+    """Parallelize with the plan's words changed."""
+    model, inputs = build(name)
+    plan = inject.plan_of(model)
+    broken = dataclasses.replace(plan, words=tuple(change_words(plan.words)))
+    injection = inject.Injection(model, broken, init_mesh(ParallelConfig(2), "cpu"))
+    injection.install()
+    try:
+        return run(model, inputs), (injection.remove(), run(model, inputs))[1]
+    finally:
+        injection.remove()
+
+
+def without_exchange(words):
+    return [dataclasses.replace(word, call=Call(local=True)) if isinstance(word, Exchange) else word for word in words]
+
+
+def missing_module(words):
+    return [*words, split("patchify", dim=1)]
+
+
+def missing_argument(words):
+    return [*words, split("transformer_blocks.*:rope", dim=1)]
+
+
+def never_gathered():
+    model, inputs = build("cogvideox")
+    parallelize(model, init_mesh(ParallelConfig(2), "cpu"))
+    model.proj_out._forward_hooks.clear()  # as when a library rebuilds the layer and loses its hook
+    with pytest.raises(RuntimeError, match="CogVideoXTransformer3DModel returned without gathering proj_out"):
+        run(model, inputs)
+    return True
+
+
+def test_a_missing_gather_is_an_error_not_half_the_channels(ranks):
+    assert all(ranks(2, never_gathered))
+
+
+def mismatches():
+    for change_words, what in (
+        (missing_module, "no submodule 'patchify'"),
+        (missing_argument, "no argument 'rope' in the forward of 'transformer_blocks"),
+    ):
+        with pytest.raises(UnsupportedError, match=rf"PixArtTransformer2DModel of diffusers [\d.]+ has {what}"):
+            with_plan(change_words, "pixart")
+    return True
+
+
+def test_a_plan_that_does_not_match_diffusers_fails_at_parallelize(ranks):
+    assert all(ranks(2, mismatches))
+
+
+def unexchanged():
+    out, expected = with_plan(without_exchange, "pixart")
+    return error(out, expected)
+
+
+def test_without_exchange_the_output_differs(ranks):
+    """The control of every parity test: attention over one's own piece only is seen."""
+    assert min(ranks(2, unexchanged)) > 1e-3
+
+
+def test_split_words_know_their_places():
+    word = split("rope[0]", ":kwargs.mask", "blocks.*:temb", dim=1, stream="text")
+    assert isinstance(word, Split)
+    assert [str(place) for place in word.places] == ["rope[0]", ":kwargs[mask]", "blocks.*:temb"]
+    with pytest.raises(ValueError, match="is not a place"):
+        split("a b", dim=0)
