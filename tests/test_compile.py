@@ -58,4 +58,4 @@ def compiled_blocks(name, blocks, config):
 def test_all_layers_share_the_compilations_that_the_plain_model_needs(ranks, name, blocks):
     for worst, (plain, ours) in ranks(2, compiled_blocks, name, blocks, ParallelConfig(2)):
         assert worst <= 1e-5
-        assert ours == plain
+        assert ours <= plain
