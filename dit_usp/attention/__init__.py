@@ -118,6 +118,8 @@ def attend(
         else _prepared(attn_mask, mesh, q_BLHD.shape[2], k_BLGD.shape[2], lengths, kv_lengths, shared)
     )
     own_shared = _own_heads(shared, heads, mesh) if shared else None
+    if mask and mask.mask.shape[3] != (columns := sum(kv_lengths) + (shared[0].shape[1] if shared else 0)):
+        raise ValueError(f"attn_mask was prepared for {mask.mask.shape[3]} keys; this call has {columns}.")
 
     q, k, v = heads_to_sequence(q_BLHD, k_BLGD, v_BLGD, mesh.ulysses, _own(lengths, mesh), _own(kv_lengths, mesh))
     if _rotates(mesh):
