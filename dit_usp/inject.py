@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from dit_usp import collectives
+from dit_usp import collectives, halo
 from dit_usp.errors import UnsupportedError
+from dit_usp.linear import LINEAR, LinearProcessor
 from dit_usp.mesh import Mesh
 from dit_usp.models import find_plan
 from dit_usp.places import argument_names, by_name, change, modules_at, require
-from dit_usp.plan import Exchange, Gather, Place, ShardPlan, Split
+from dit_usp.plan import Batch, Count, Exchange, Gather, Late, Neighbour, Place, Reduce, Replicate, ShardPlan, Split, Word
 from dit_usp.rebind import twin
 from dit_usp.sharding import Sharding
 
@@ -21,12 +22,13 @@ M = TypeVar("M", bound=nn.Module)
 _MARK = "_dit_usp_injection"
 
 
-def parallelize(transformer: M, mesh: Mesh) -> M:
+def parallelize(transformer: M, mesh: Mesh, *, plan: ShardPlan | None = None) -> M:
     """Shard a diffusers transformer's forward over the mesh, in place: full inputs on every rank give the full output on every rank.
 
     Args:
         transformer: a model with a shard plan; its weights are whole on every rank.
         mesh: from `init_mesh`. cfg_degree=2 halves the batch at the transformer's boundary.
+        plan: how to shard it; None: what dit_usp.models knows of its class.
 
     Returns:
         The same transformer.
@@ -38,7 +40,7 @@ def parallelize(transformer: M, mesh: Mesh) -> M:
         raise ValueError(f"this {type(transformer).__name__} is parallelized already; call unparallelize first.")
     if getattr(transformer, "_parallel_config", None) is not None:
         raise UnsupportedError(f"this {type(transformer).__name__} runs diffusers' own enable_parallelism; load it without.")
-    injection = Injection(transformer, plan_of(transformer), mesh)
+    injection = Injection(transformer, plan or plan_of(transformer), mesh)
     try:
         injection.install()
     except Exception:
@@ -77,13 +79,14 @@ class Injection:
     """The hooks and the processors that one parallelized transformer carries."""
 
     def __init__(self, transformer: nn.Module, plan: ShardPlan, mesh: Mesh) -> None:
-        self.transformer = transformer
-        self.plan, self.mesh = plan, mesh
-        self.sharding = Sharding(plan, mesh)
+        self.transformer, self.plan, self.mesh = transformer, plan, mesh
+        self.sharding = Sharding(plan.model, mesh)
+        self.streams = self.sharding.streams
         self.undo: list[Callable[[], Any]] = []
         self.twins: dict[tuple[int, type], type] = {}
         self.attentions: list[tuple[Exchange, nn.Module]] = []
         self.processors: list[Any] = []  # ours, one for each of the attentions
+        self.gathered: set[int] = set()  # the Gather words that acted in the forward under way
         self.batch: int | None = None  # of the forward under way, before it was halved
 
     def install(self) -> None:
@@ -93,13 +96,11 @@ class Injection:
             self._check_guidance()
         if self.mesh.sequence.size() > 1:
             self._check_heads()
-            self._attach()
+            for word in self.plan.words:
+                self._attach(word)
         if self.mesh.cfg.size() > 1 or self.mesh.sequence.size() > 1:
-            self._hook(
-                self.transformer.register_forward_pre_hook(
-                    lambda _, args, kwargs: ((), self._enter(by_name(names, args, kwargs))), with_kwargs=True, prepend=True
-                )
-            )
+            before = lambda _, args, kwargs: ((), self._enter(by_name(names, args, kwargs)))  # noqa: E731
+            self._hook(self.transformer.register_forward_pre_hook(before, with_kwargs=True, prepend=True))
             self._hook(self.transformer.register_forward_hook(lambda _, args, output: self._leave(output)))
 
     def remove(self) -> None:
@@ -111,41 +112,65 @@ class Injection:
 
     def _enter(self, arguments: dict[str, Any]) -> dict[str, Any]:
         arguments = self._halve(arguments)
-        self.sharding.begin()
         if self.mesh.sequence.size() > 1:
+            self.gathered.clear()
+            self.streams.begin(self._units(arguments), _signature(arguments))
             self._rebind_new_processors()
-            for word in self.plan.of(Split):
-                for place in word.places:
-                    if not place.module and place.argument in arguments:
-                        arguments[place.argument] = self._cut(arguments[place.argument], word, place)
+            for word in self.plan.words:
+                if isinstance(word, (Split, Count)):
+                    for place in word.places:
+                        if not place.module and place.argument in arguments:
+                            arguments[place.argument] = self._localise(arguments[place.argument], word, place)
         return arguments
 
     def _leave(self, output: Any) -> Any:
         if self.mesh.sequence.size() > 1:
-            self.sharding.end()
+            for word in self.plan.of(Gather):
+                if id(word) not in self.gathered:  # a -1 in an unpatchify would hide the missing piece
+                    raise RuntimeError(f"{self.plan.model} returned without gathering {word.place}: its shard plan does not fit this call.")
         if self.batch is None:
             return output
         sizes = collectives.split_sizes(self.batch, self.mesh.cfg.size())
         return change(output, (), lambda tensor: collectives.gather(tensor, 0, sizes, self.mesh.cfg))
+
+    def _units(self, arguments: dict[str, Any]) -> dict[str, int]:
+        """Tokens in a row or a frame of the latents (..., height, width), by stream."""
+        if not self.plan.units:
+            return {}
+        patch = self.transformer.config.patch_size  # type: ignore[union-attr]
+        patch = (patch, patch) if isinstance(patch, int) else tuple(patch)  # type: ignore[arg-type]
+        height, width = (size // p for size, p in zip(arguments["hidden_states"].shape[-2:], patch[-2:], strict=True))
+        return {stream: width if unit == "row" else height * width for stream, unit in self.plan.units.items()}
 
     def _halve(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Keep this rank's half of the guidance batch in every tensor that has that batch dimension."""
         self.batch = None
         if self.mesh.cfg.size() == 1 or arguments.get(self.plan.unguided) is not None:
             return arguments
-        batch = arguments["hidden_states"].shape[0]
+        latents = next(iter(arguments.values()))  # every transformer's first argument: a tensor, or a list of samples (Z-Image)
+        batch = len(latents)
         if batch < 2:
             raise UnsupportedError(
                 f"cfg_degree=2 halves the guidance batch, but {self.plan.model} was called with a batch of {batch}: guidance is off. "
                 "Switch guidance on (guidance_scale > 1), or give those ranks to ulysses_degree or ring_degree."
             )
         self.batch = batch
-        by_token = {place.argument for word in self.plan.of(Split) if word.dim == 0 for place in word.places if not place.module}
+        dims = {place.argument: word.dim for word in self.plan.of(Batch) for place in word.places}
+        dims |= {place.argument: -1 for word in self.plan.of(Split) if word.dim == 0 for place in word.places if not place.module}
+        in_lists = isinstance(latents, list)
+        return {name: self._half(value, dims.get(name, 0), batch, in_lists) for name, value in arguments.items()}
+
+    def _half(self, value: Any, dim: int, batch: int, in_lists: bool) -> Any:
+        """This rank's half of a value whose batch lies in `dim` (-1: nowhere), or is the length of a list."""
+        if in_lists and isinstance(value, list) and len(value) == batch:
+            rank = self.mesh.cfg.rank()
+            sizes = collectives.split_sizes(batch, self.mesh.cfg.size())
+            return value[sum(sizes[:rank]) : sum(sizes[: rank + 1])]
 
         def half(tensor: Tensor) -> Tensor:
-            return collectives.split(tensor, 0, self.mesh.cfg) if tensor.ndim and tensor.shape[0] == batch else tensor
+            return collectives.split(tensor, dim, self.mesh.cfg) if tensor.ndim > dim and tensor.shape[dim] == batch else tensor
 
-        return {name: value if name in by_token else change(value, (), half) for name, value in arguments.items()}
+        return value if dim < 0 else change(value, (), half)
 
     def _check_guidance(self) -> None:
         if self.plan.guidance != "batch":
@@ -156,26 +181,31 @@ class Injection:
 
     # -- the plan's words
 
-    def _attach(self) -> None:
-        for word in self.plan.words:
-            if isinstance(word, Split):
-                self._attach_split(word)
-            elif isinstance(word, Gather):
-                self._attach_gather(word)
-            else:
-                self._attach_exchange(word)
+    def _attach(self, word: Word) -> None:
+        if isinstance(word, Exchange):
+            self._attach_exchange(word)
+        elif isinstance(word, Replicate):
+            self._attach_replicate(word)
+        elif isinstance(word, Neighbour):
+            self._attach_neighbour(word)
+        elif isinstance(word, Reduce):
+            self._attach_reduce(word)
+        elif isinstance(word, Gather):
+            for module in require(self.transformer, word.place.module):
+                self._on_output(module, word.place.path, partial(self._collect, word=word))
+        else:
+            self._attach_places(word)
 
-    def _attach_split(self, word: Split) -> None:
+    def _attach_places(self, word: Split | Count | Late | Batch) -> None:
         for place in word.places:
             for module in require(self.transformer, place.module, place.argument):
-                if place.argument is None:
-                    self._on_output(module, place, partial(self.sharding.cut, word=word, place=place))
-                elif place.module:
-                    self._on_argument(module, place.argument, word, place)
-
-    def _attach_gather(self, word: Gather) -> None:
-        for module in require(self.transformer, word.place.module):
-            self._on_output(module, word.place, partial(self.sharding.collect, word=word))
+                if isinstance(word, Split) and place.argument is None:
+                    self._on_output(module, place.path, partial(self._cut, word=word, place=place))
+                elif isinstance(word, Late):
+                    self._on_arguments(module, partial(self._take_mask, str(place.argument)))
+                    self._hook(module.register_forward_hook(lambda *_: setattr(self.sharding, "late", None)))
+                elif place.module and isinstance(word, (Split, Count)):
+                    self._on_arguments(module, partial(self._localise_one, word, place))
 
     def _attach_exchange(self, word: Exchange) -> None:
         for path in word.modules:
@@ -185,22 +215,76 @@ class Injection:
                 if word.calls:
                     self._hook(module.register_forward_pre_hook(self._first_turn))
 
-    def _on_output(self, module: nn.Module, place: Place, function: Callable[[Tensor], Tensor]) -> None:
-        self._hook(module.register_forward_hook(lambda _, args, output: change(output, place.path, function)))
+    def _attach_replicate(self, word: Replicate) -> None:
+        collect = partial(self.streams.collect, dim=word.dim, streams=word.streams)
 
-    def _on_argument(self, module: nn.Module, name: str, word: Split, place: Place) -> None:
+        def whole(arguments: dict[str, Any]) -> dict[str, Any]:
+            return {name: change(value, (), collect) if name in word.arguments else value for name, value in arguments.items()}
+
+        for path in word.modules:
+            for module in require(self.transformer, path):
+                self._on_arguments(module, whole)
+                self._on_output(module, (), partial(self.streams.cut, dim=word.dim, streams=word.streams, place=path))
+
+    def _attach_neighbour(self, word: Neighbour) -> None:
+        group = self.mesh.sequence
+
+        def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
+            smallest = min(size // self.streams.units["image"] for size in self.streams.pieces("image"))
+            return (halo.widen(args[0], word.dim, word.n, group, smallest),)
+
+        for path in word.modules:
+            for module in require(self.transformer, path):
+                self._hook(module.register_forward_pre_hook(before))
+                self._on_output(module, (), lambda tensor: halo.narrow(tensor, word.dim, word.n, group))
+
+    def _attach_reduce(self, word: Reduce) -> None:
+        for path in word.modules:
+            for module in require(self.transformer, path):
+                original = module.processor
+                if type(original).__name__ not in LINEAR:
+                    raise UnsupportedError(
+                        f"{self.plan.model}: {path} has {type(original).__name__}; only {', '.join(LINEAR)} can be summed over ranks."
+                    )
+                module.processor = LinearProcessor(self.mesh.sequence)  # type: ignore[assignment]
+                self.undo.append(partial(setattr, module, "processor", original))
+
+    # -- what the hooks do
+
+    def _cut(self, tensor: Tensor, word: Split, place: Place) -> Tensor:
+        if word.ndim not in (None, tensor.ndim):
+            return tensor
+        if not word.per_sample:
+            return self.streams.cut(tensor, word.dim, word.streams, place)
+        length = sum(self.streams.lengths[stream] for stream in word.streams)
+        samples = tensor.unflatten(word.dim, (-1, length))
+        return self.streams.cut(samples, word.dim + 1, word.streams, place).flatten(word.dim, word.dim + 1)
+
+    def _collect(self, tensor: Tensor, word: Gather) -> Tensor:
+        self.gathered.add(id(word))
+        return self.streams.collect(tensor, word.dim, word.streams)
+
+    def _localise(self, value: Any, word: Split | Count, place: Place) -> Any:
+        """This rank's part of what lies at `place`: its piece of every tensor, or its share of a number of tokens."""
+        if isinstance(word, Count):
+            return change(value, place.path, partial(self.streams.count, word.stream, in_units=word.in_units), kind=int)
+        return change(value, place.path, partial(self._cut, word=word, place=place))
+
+    def _localise_one(self, word: Split | Count, place: Place, arguments: dict[str, Any]) -> dict[str, Any]:
+        if place.argument in arguments:
+            arguments[place.argument] = self._localise(arguments[place.argument], word, place)
+        return arguments
+
+    def _take_mask(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        self.sharding.late = arguments.get(name)
+        return arguments | {name: None}
+
+    def _on_output(self, module: nn.Module, path: Sequence[int | str], function: Callable[[Tensor], Tensor]) -> None:
+        self._hook(module.register_forward_hook(lambda _, args, output: change(output, path, function)))
+
+    def _on_arguments(self, module: nn.Module, function: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         names = argument_names(module)
-
-        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[()], dict[str, Any]]:
-            arguments = by_name(names, args, kwargs)
-            if name in arguments:
-                arguments[name] = self._cut(arguments[name], word, place)
-            return (), arguments
-
-        self._hook(module.register_forward_pre_hook(before, with_kwargs=True))
-
-    def _cut(self, value: Any, word: Split, place: Place) -> Any:
-        return change(value, place.path, lambda tensor: self.sharding.cut(tensor, word, place))
+        self._hook(module.register_forward_pre_hook(lambda _, args, kwargs: ((), function(by_name(names, args, kwargs))), with_kwargs=True))
 
     def _hook(self, handle: Any) -> None:
         self.undo.append(handle.remove)
@@ -211,8 +295,12 @@ class Injection:
     # -- attention
 
     def _check_heads(self) -> None:
-        heads = [module.heads for word in self.plan.of(Exchange) for path in word.modules for module in modules_at(self.transformer, path)]
-        self.mesh.config.check_heads(min(heads), self.plan.model)  # type: ignore[type-var, arg-type]
+        for word in self.plan.of(Exchange):
+            for path in word.modules:
+                for module in modules_at(self.transformer, path):
+                    for name in ("heads", "num_heads", "n_heads"):  # an attention that has none of these is checked at its first call
+                        if isinstance(heads := getattr(module, name, None), int):
+                            self.mesh.config.check_heads(heads, self.plan.model)
 
     def _rebound(self, word: Exchange, module: nn.Module) -> Any:
         """Give an attention module a processor of a twin class, which shares the original's state, and return it."""
@@ -240,3 +328,8 @@ class Injection:
         for i, (word, module) in enumerate(self.attentions):
             if module.processor is not self.processors[i]:
                 self.processors[i] = self._rebound(word, module)
+
+
+def _signature(arguments: dict[str, Any]) -> tuple[Any, ...]:
+    """The shapes of a forward's tensor arguments, in order."""
+    return tuple((name, tuple(value.shape)) for name, value in arguments.items() if isinstance(value, Tensor))

@@ -38,15 +38,15 @@ def by_name(names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any])
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-def change(value: Any, path: Sequence[int | str], function: Callable[[Tensor], Tensor]) -> Any:
-    """`value` with function applied to every tensor at `path` inside it. Containers on the way are copied, never changed in place."""
-    if isinstance(value, Tensor):
+def change(value: Any, path: Sequence[int | str], function: Callable[[Any], Any], kind: type = Tensor) -> Any:
+    """`value` with function applied to every tensor (every `kind`) at `path` inside it. Containers on the way are copied, never changed in place."""
+    if isinstance(value, kind) and not isinstance(value, bool):
         return value if path else function(value)
     if isinstance(value, dict):
-        items = {key: change(item, path[1:], function) if not path or key == path[0] else item for key, item in value.items()}
+        items = {key: change(item, path[1:], function, kind) if not path or key == path[0] else item for key, item in value.items()}
         return type(value)(**items) if hasattr(value, "to_tuple") else type(value)(items)  # a ModelOutput is a dict built by keywords
     if isinstance(value, (list, tuple)):
-        return type(value)(change(item, path[1:], function) if not path or i == path[0] else item for i, item in enumerate(value))
+        return type(value)(change(item, path[1:], function, kind) if not path or i == path[0] else item for i, item in enumerate(value))
     return value
 
 

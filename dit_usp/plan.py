@@ -17,7 +17,7 @@ from block to block only at the first ("blocks.0:hidden_states").
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar
@@ -57,6 +57,7 @@ class Split:
     dim: int
     streams: Streams
     ndim: int | None
+    per_sample: bool
 
 
 @dataclass(frozen=True)
@@ -73,15 +74,17 @@ class Call:
     """One attention call of a processor.
 
     Attributes:
-        queries, keys: the streams they belong to; None: every stream cut so far.
+        queries, keys: the streams they belong to; None: every stream cut so far; "?" learns the lengths by asking, once for every input shape.
         shared: "prefix" or "suffix" where the keys begin or end with some that every rank holds alike (an adapter's tokens, a cache), however many.
         local: every rank holds all keys already: nothing to exchange.
+        mask: "outer" where the processor builds the outer product of a key mask with itself: over its own piece, so ours is built from all pieces.
     """
 
     queries: Streams | None = None
     keys: Streams | None = None
     shared: Literal["", "prefix", "suffix"] = ""
     local: bool = False
+    mask: Literal["", "outer"] = ""
 
 
 @dataclass(frozen=True)
@@ -94,40 +97,143 @@ class Exchange:
     optional: bool = False
 
 
-Word = Split | Gather | Exchange
-W = TypeVar("W", Split, Gather, Exchange)
+@dataclass(frozen=True)
+class Count:
+    """A number of tokens becomes this rank's share of it; see `local_int`."""
+
+    places: tuple[Place, ...]
+    stream: str
+    in_units: bool
 
 
-def split(*places: str, dim: int, stream: str | Streams = "image", ndim: int | None = None) -> Split:
+@dataclass(frozen=True)
+class Late:
+    """A mask over whole rows and columns goes around the processor; see `late`."""
+
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True)
+class Replicate:
+    """Modules that run whole on every rank; see `replicate`."""
+
+    modules: tuple[str, ...]
+    arguments: tuple[str, ...]
+    dim: int
+    streams: Streams
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """Convolutions that look over the edge of this rank's piece; see `neighbour`."""
+
+    modules: tuple[str, ...]
+    dim: int
+    n: int
+
+
+@dataclass(frozen=True)
+class Reduce:
+    """Linear attentions whose state is a sum over all tokens; see `reduce`."""
+
+    modules: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Arguments whose batch lies elsewhere than in dim 0; see `batch`."""
+
+    places: tuple[Place, ...]
+    dim: int
+
+
+Word = Split | Gather | Exchange | Count | Late | Replicate | Neighbour | Reduce | Batch
+W = TypeVar("W", Split, Gather, Exchange, Count, Late, Replicate, Neighbour, Reduce, Batch)
+
+KEEP = "*"  # in a list of streams: a segment that stays as it is, because every rank needs it or it is local already
+LEARN: Streams = ("?",)
+
+
+def split(*places: str, dim: int, stream: str | Streams = "image", ndim: int | None = None, per_sample: bool = False) -> Split:
     """Keep this rank's piece of `places` along `dim`.
 
     Args:
         stream: the stream(s) the dim holds. Several mean a concatenation, and each is cut on its own; at most one of them may be met here first.
+            KEEP names a segment that stays.
         ndim: act only on tensors of that many dims (Wan's timestep is per token or per sample).
+        per_sample: the dim holds the stream once for every sample of the batch, one after the other (Latte).
     """
-    return Split(tuple(map(Place.parse, places)), dim, (stream,) if isinstance(stream, str) else stream, ndim)
+    return Split(_places(places), dim, _streams(stream), ndim, per_sample)
 
 
 def gather(place: str, dim: int, stream: str | Streams = "image") -> Gather:
     """Collect every rank's piece of the output at `place` along `dim`, in the stream's own order."""
-    return Gather(Place.parse(place), dim, (stream,) if isinstance(stream, str) else stream)
+    return Gather(Place.parse(place), dim, _streams(stream))
 
 
 def exchange(
     *modules: str,
-    queries: Streams | None = None,
-    keys: Streams | None = None,
+    queries: str | Streams | None = None,
+    keys: str | Streams | None = None,
+    shared: Literal["", "prefix", "suffix"] = "",
+    mask: Literal["", "outer"] = "",
     calls: Mapping[str, tuple[Call, ...]] | None = None,
     optional: bool = False,
 ) -> Exchange:
     """Let every query of these attention modules see all ranks' keys.
 
     Args:
-        queries, keys: the streams that a call sees; None: every stream cut so far.
+        queries, keys, shared, mask: as in `Call`, for processors that attend once.
         calls: for processors that attend more than once: the class name and its calls in order; the last one stands for all that follow.
         optional: some configs of the model have no such module.
     """
-    return Exchange(modules, Call(queries, keys), MappingProxyType(dict(calls or {})), optional)
+    call = Call(_streams(queries) if queries else None, _streams(keys) if keys else None, shared, mask=mask)
+    return Exchange(modules, call, MappingProxyType(dict(calls or {})), optional)
+
+
+def local_int(*places: str, stream: str = "image", in_units: bool = False) -> Count:
+    """Turn a number n of tokens into how many of the stream's first n tokens this rank holds. Measures a stream that was not met before.
+
+    Args:
+        in_units: the number counts the stream's units (rows, frames), not tokens.
+    """
+    return Count(_places(places), stream, in_units)
+
+
+def late(*places: str) -> Late:
+    """Take a mask (..., queries, keys) over the whole stream away from the processor, and apply this rank's rows of it inside the attention.
+
+    For processors that would reshape or pad it by local lengths. The module's stream must be a single one, so that columns are in rank order.
+    """
+    return Late(_places(places))
+
+
+def replicate(*modules: str, arguments: Sequence[str], dim: int = 1, stream: str | Streams = "image") -> Replicate:
+    """Run modules whole on every rank: their token `arguments` are collected along `dim`, their outputs cut again. Exact, not parallel."""
+    return Replicate(modules, tuple(arguments), dim, _streams(stream))
+
+
+def neighbour(*modules: str, dim: int, n: int) -> Neighbour:
+    """Give a convolution along `dim` the n slices beyond each edge of this rank's piece, and cut them off its output."""
+    return Neighbour(modules, dim, n)
+
+
+def reduce(*modules: str) -> Reduce:
+    """Add up the key-value state of a linear attention over all ranks: a sum over tokens, small, then local again."""
+    return Reduce(modules)
+
+
+def batch(*places: str, dim: int) -> Batch:
+    """Where the batch of an argument lies when it is not dim 0: cfg_degree=2 halves it there; dim -1: nowhere, leave it whole."""
+    return Batch(_places(places), dim)
+
+
+def _places(texts: tuple[str, ...]) -> tuple[Place, ...]:
+    return tuple(map(Place.parse, texts))
+
+
+def _streams(stream: str | Streams) -> Streams:
+    return (stream,) if isinstance(stream, str) else stream
 
 
 @dataclass(frozen=True)
@@ -139,6 +245,7 @@ class ShardPlan:
         words: what is cut, exchanged and collected.
         guidance: "batch" where pipelines put the conditional and the unconditional half in one call, so that cfg_degree=2 can halve it; else "".
         unguided: an argument that marks calls outside guidance: both halves of the ranks compute them whole.
+        units: streams whose pieces end on whole rows or frames of latent patches: {"image": "row"}, {"image": "frame"}.
         heads: the entry of the model's config that counts its attention heads.
     """
 
@@ -146,6 +253,7 @@ class ShardPlan:
     words: tuple[Word, ...]
     guidance: Literal["", "batch"] = ""
     unguided: str = ""
+    units: Mapping[str, Literal["row", "frame"]] = field(default_factory=lambda: MappingProxyType({}))
     heads: str = "num_attention_heads"
 
     def num_heads(self, config: Mapping[str, Any]) -> int | None:
@@ -159,7 +267,7 @@ class ShardPlan:
     @property
     def streams(self) -> Streams:
         """The streams that are cut, in the plan's order."""
-        return tuple(dict.fromkeys(stream for word in self.of(Split) for stream in word.streams))
+        return tuple(dict.fromkeys(stream for word in self.of(Split) for stream in word.streams if stream != KEEP))
 
 
 def shard_plan(model: str, *words: Word, **facts: Any) -> ShardPlan:

@@ -1,11 +1,9 @@
-"""What carries a plan out during a forward: the streams' lengths, the cuts, the exchanges and the collections of one parallelised transformer."""
+"""What a rebound processor calls: attention over the pieces of every rank, as the plan's `exchange` words say."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -13,70 +11,27 @@ from dit_usp import collectives
 from dit_usp.attention import attend
 from dit_usp.errors import UnsupportedError
 from dit_usp.mesh import Mesh
-from dit_usp.plan import Call, Gather, ShardPlan, Split, Streams
+from dit_usp.plan import LEARN, Call, Streams
 from dit_usp.rebind import Attention
+from dit_usp.streams import StreamState
 
 # diffusers' names for torch's own kernels, and ours. Any other backend that a user sets runs as it is, between the exchanges.
 NATIVE = {"native": "auto", "_native_cudnn": "cudnn", "_native_flash": "flash", "_native_efficient": "efficient", "_native_math": "math"}
 
 
 class Sharding:
-    """The state of one transformer's forward. Its hooks and its attentions share this object, and nothing else does."""
+    """The attention of one parallelized transformer. Its hooks and its processors share this object, and nothing else does.
 
-    def __init__(self, plan: ShardPlan, mesh: Mesh) -> None:
-        self.plan, self.mesh = plan, mesh
-        self.lengths: dict[str, int] = {}  # of the streams met so far, whole
-        self.gathered: set[int] = set()  # which Gather words have acted
-        self.turn = 0  # attention calls since the attention module was entered
+    Attributes:
+        streams: the lengths and pieces of the forward under way.
+        turn: attention calls since the attention module was entered; only processors that attend more than once need it.
+        late: the whole mask that a `late` word took from the module under way.
+    """
 
-    def begin(self) -> None:
-        """A forward starts: nothing is cut yet."""
-        self.lengths.clear()
-        self.gathered.clear()
-
-    def end(self) -> None:
-        """A forward ends: all that the plan collects has been collected. A -1 in an unpatchify would hide a missing piece."""
-        for word in self.plan.of(Gather):
-            if id(word) not in self.gathered:
-                raise RuntimeError(f"{self.plan.model} returned without gathering {word.place}: its shard plan does not fit this call.")
-
-    def cut(self, tensor: Tensor, word: Split, place: object) -> Tensor:
-        """This rank's piece of `tensor` along word.dim, each of its streams on its own."""
-        if word.ndim not in (None, tensor.ndim):
-            return tensor
-        pieces = tensor.split(self._measure(word.streams, tensor.shape[word.dim], place), word.dim)
-        cut = [collectives.split(piece, word.dim, self.mesh.sequence) for piece in pieces]
-        # Contiguous once here: the model's own .view calls expect what an unsharded forward gives them.
-        return self._joined(cut, word.dim).contiguous()
-
-    def collect(self, tensor: Tensor, word: Gather) -> Tensor:
-        """Every rank's piece of `tensor` along word.dim, in the order of an unsharded forward."""
-        self.gathered.add(id(word))
-        sizes = [self.sizes((stream,)) for stream in word.streams]
-        pieces = tensor.split([size[self.mesh.sequence.rank()] for size in sizes], word.dim)
-        whole = [collectives.gather(piece, word.dim, size, self.mesh.sequence) for piece, size in zip(pieces, sizes, strict=True)]
-        return self._joined(whole, word.dim)
-
-    @staticmethod
-    def _joined(pieces: Sequence[Tensor], dim: int) -> Tensor:
-        return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces), dim)
-
-    def _measure(self, streams: Streams, total: int, place: object) -> list[int]:
-        """The whole length of each stream in a dim of `total`; a stream met for the first time takes what the others leave."""
-        new = [stream for stream in streams if stream not in self.lengths]
-        known = sum(self.lengths.get(stream, 0) for stream in streams)
-        if len(new) == 1 and total >= known:
-            self.lengths[new[0]] = total - known
-        elif new or total != known:
-            expected = " + ".join(f"{stream} {self.lengths.get(stream, '?')}" for stream in streams)
-            raise UnsupportedError(f"{self.plan.model}: {place} holds {total} tokens where the shard plan expects {expected}.")
-        return [self.lengths[stream] for stream in streams]
-
-    def sizes(self, streams: Streams | None) -> tuple[int, ...]:
-        """Tokens of these streams (None: of all met so far) on each rank of the sequence, together."""
-        ranks = self.mesh.sequence.size()
-        pieces = [collectives.split_sizes(self.lengths[stream], ranks) for stream in (self.lengths if streams is None else streams)]
-        return tuple(map(sum, zip(*pieces, strict=True)))
+    def __init__(self, owner: str, mesh: Mesh) -> None:
+        self.mesh, self.streams = mesh, StreamState(owner, mesh.sequence)
+        self.turn = 0
+        self.late: Tensor | None = None
 
     def attention(self, calls: tuple[Call, ...]) -> Attention:
         """The stand-ins for a processor that makes these calls in turn."""
@@ -146,12 +101,17 @@ class Sharding:
         local: Any,
     ) -> Tensor:
         """One call in (batch, tokens, heads, size), its keys exchanged as `call` says."""
-        lengths, kv_lengths = self.sizes(call.queries), self.sizes(call.keys)
+        lengths = self._lengths(call.queries, query.shape[1])
+        kv_lengths = lengths if call.keys == call.queries else self._lengths(call.keys, key.shape[1])
         shared = None
         if call.shared:
             own, common = _parted(call.shared, kv_lengths[self.mesh.sequence.rank()], key.shape[1])
             shared = (key[:, common], value[:, common], None if attn_mask is None else attn_mask[..., common])
             key, value, attn_mask = key[:, own], value[:, own], None if attn_mask is None else attn_mask[..., own]
+        if call.mask == "outer" and attn_mask is not None:
+            attn_mask = self._outer(attn_mask, kv_lengths)
+        if self.late is not None:
+            attn_mask = self._own_rows(self.late, lengths)
         return attend(
             query,
             key,
@@ -167,6 +127,21 @@ class Sharding:
             local=local,
             backend=backend,
         )
+
+    def _lengths(self, streams: Streams | None, own: int) -> tuple[int, ...]:
+        return self.streams.learn(own) if streams == LEARN else self.streams.sizes(streams)
+
+    def _outer(self, mask_BHLL: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        """The processor's product m m^T over its own piece, remade over all: m stands on the diagonal (0 and 1 are their own squares)."""
+        own = mask_BHLL.diagonal(dim1=-2, dim2=-1)
+        keys = collectives.gather(own, -1, lengths, self.mesh.sequence)
+        return own[..., :, None] * keys[..., None, :]
+
+    def _own_rows(self, mask: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        """This rank's rows of a mask (batch, queries, keys) or (batch, heads, queries, keys)."""
+        rank = self.mesh.sequence.rank()
+        rows = mask.narrow(-2, sum(lengths[:rank]), lengths[rank])
+        return rows[:, None] if rows.ndim == 3 else rows
 
 
 def _parted(shared: str, own: int, total: int) -> tuple[slice, slice]:

@@ -170,6 +170,7 @@ def backends(ring_method):
             errors[backend] = error(run(model, inputs), expected)
         except UnsupportedError as refusal:
             errors[backend] = str(refusal)
+    model.set_attention_backend("native")  # diffusers also sets it for the whole process
     return errors
 
 

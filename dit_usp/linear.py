@@ -1,0 +1,61 @@
+"""Linear attention over all ranks: its state is a sum over tokens, so the ranks add up their sums and go on alone.
+
+out_i = (sum_j v_j k_j^T) q_i / (sum_j k_j^T q_i), with q and k made positive by ReLU (SANA, arXiv 2410.10629, section 2.2). The sums are of size
+head^2 a head, whatever the number of tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+LINEAR = ("SanaLinearAttnProcessor2_0", "SanaLinearAttnProcessor3_0")
+EPS = 1e-15  # diffusers' own, in both processors
+
+
+class LinearProcessor:
+    """Stands for the processors of LINEAR. With rotary_emb (SANA-Video), the state is rotated and the normaliser is not."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self.group = group
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        query, key, value = (project(hidden_states) for project in (attn.to_q, attn.to_k, attn.to_v))
+        query = query if attn.norm_q is None else attn.norm_q(query)
+        key = key if attn.norm_k is None else attn.norm_k(key)
+        q, k, v = (tensor.unflatten(-1, (attn.heads, -1)).movedim(1, 2) for tensor in (F.relu(query), F.relu(key), value))  # (B, H, L, D)
+        out = self._attend(q, k, v, rotary_emb).movedim(2, 1).flatten(2).to(hidden_states.dtype)
+        for layer in attn.to_out:
+            out = layer(out)
+        return out.clip(-65504, 65504) if rotary_emb is None and out.dtype == torch.float16 else out
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, rotary_emb: tuple[Tensor, Tensor] | None) -> Tensor:
+        keys = k if rotary_emb else k.float()  # the normaliser of the rotated kind is in the model's own dtype
+        normaliser = self._sum(keys.sum(2, keepdim=True))
+        turned_q, turned_k = (_rotate(x, *rotary_emb).float() for x in (q, k)) if rotary_emb else (q.float(), k.float())
+        state = self._sum(turned_k.mT @ v.float())
+        return (turned_q @ state) / (q.to(keys.dtype) @ normaliser.mT + EPS)
+
+    def _sum(self, tensor: Tensor) -> Tensor:
+        from torch.distributed._functional_collectives import all_reduce
+
+        return all_reduce(tensor, "sum", self.group)
+
+
+def _rotate(x_BHLD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate neighbouring pairs of the head's dims. cos, sin: (1, L, 1, D), each value twice."""
+    cos, sin = cos.movedim(1, 2), sin.movedim(1, 2)
+    even, odd = x_BHLD.unflatten(-1, (-1, 2)).unbind(-1)
+    c, s = cos[..., 0::2], sin[..., 1::2]
+    return torch.stack([even * c - odd * s, even * s + odd * c], -1).flatten(-2).type_as(x_BHLD)

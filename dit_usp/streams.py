@@ -1,0 +1,103 @@
+"""The token streams of one forward: how long each is, who holds which piece, and how tensors are cut and put together."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dit_usp import collectives
+from dit_usp.errors import UnsupportedError
+from dit_usp.plan import KEEP, Streams
+
+
+class StreamState:
+    """What is known of the streams since the forward began. Every rank knows every piece from the whole lengths alone: nothing is asked.
+
+    Args:
+        owner: the model's name, for errors.
+        group: the ranks that share the sequence.
+    """
+
+    def __init__(self, owner: str, group: dist.ProcessGroup) -> None:
+        self.owner, self.group = owner, group
+        self.lengths: dict[str, int] = {}
+        self.units: Mapping[str, int] = {}
+        self.signature: Hashable = ()
+        self._learned: dict[Hashable, tuple[int, ...]] = {}
+        self._asked = 0
+
+    def begin(self, units: Mapping[str, int], signature: Hashable) -> None:
+        """A forward starts.
+
+        Args:
+            units: tokens a piece must hold a multiple of, by stream.
+            signature: the shapes of all inputs: alike on every rank, it tells one kind of forward from another.
+        """
+        self.lengths.clear()
+        self.units, self.signature, self._asked = units, signature, 0
+
+    def pieces(self, stream: str) -> tuple[int, ...]:
+        """Tokens of a stream on each rank: torch.tensor_split's sizes, in whole units."""
+        unit, length = self.units.get(stream, 1), self.lengths[stream]
+        if length % unit:
+            raise UnsupportedError(f"{self.owner}: {length} tokens of {stream} are not whole rows or frames of {unit}.")
+        return tuple(size * unit for size in collectives.split_sizes(length // unit, self.group.size()))
+
+    def sizes(self, streams: Streams | None) -> tuple[int, ...]:
+        """Tokens of these streams together (None: of all met so far) on each rank."""
+        pieces = [self.pieces(stream) for stream in (self.lengths if streams is None else streams)]
+        return tuple(map(sum, zip(*pieces, strict=True)))
+
+    def learn(self, own: int) -> tuple[int, ...]:
+        """Everyone's `own`: asked for once for each call of a kind of forward, remembered after."""
+        self._asked += 1
+        key = (self.signature, self._asked)
+        if key not in self._learned:
+            if torch.compiler.is_compiling():
+                raise RuntimeError(f"{self.owner} exchanges lengths that no rule tells; run it once before torch.compile.")
+            self._learned[key] = collectives.exchange_lengths(own, self.group)
+        return self._learned[key]
+
+    def own(self, stream: str) -> tuple[int, int]:
+        """First token and number of tokens of this rank's piece."""
+        pieces, rank = self.pieces(stream), self.group.rank()
+        return sum(pieces[:rank]), pieces[rank]
+
+    def count(self, stream: str, n: int, in_units: bool) -> int:
+        """How many of the stream's first n tokens (units) this rank holds; n measures a stream not met before."""
+        unit = self.units.get(stream, 1) if in_units else 1
+        self.lengths.setdefault(stream, n * unit)
+        first, size = self.own(stream)
+        return max(0, min(n * unit - first, size)) // unit
+
+    def cut(self, tensor: Tensor, dim: int, streams: Streams, place: object) -> Tensor:
+        """This rank's piece of `tensor` along `dim`, each of its streams on its own."""
+        segments = tensor.split(self._measure(streams, tensor.shape[dim], place), dim)
+        pieces = [segment if stream == KEEP else segment.narrow(dim, *self.own(stream)) for stream, segment in zip(streams, segments, strict=True)]
+        # Contiguous once here: the model's own .view calls expect what an unsharded forward gives them.
+        return _joined(pieces, dim).contiguous()
+
+    def collect(self, tensor: Tensor, dim: int, streams: Streams) -> Tensor:
+        """Every rank's piece of `tensor` along `dim`, in the order of an unsharded forward."""
+        sizes = [self.pieces(stream) for stream in streams]
+        pieces = tensor.split([size[self.group.rank()] for size in sizes], dim)
+        return _joined([collectives.gather(piece, dim, size, self.group) for piece, size in zip(pieces, sizes, strict=True)], dim)
+
+    def _measure(self, streams: Streams, total: int, place: object) -> list[int]:
+        """The length of each segment in a dim of `total`; the one that is not known yet takes what the others leave."""
+        known = [self.lengths.get(stream) for stream in streams]
+        rest = total - sum(length for length in known if length is not None)
+        if rest < 0 or known.count(None) != (1 if rest or None in known else 0):
+            expected = " + ".join(f"{stream} {self.lengths.get(stream, '?')}" for stream in streams)
+            raise UnsupportedError(f"{self.owner}: {place} holds {total} tokens where the shard plan expects {expected}.")
+        for stream, length in zip(streams, known, strict=True):
+            if length is None and stream != KEEP:
+                self.lengths[stream] = rest
+        return [rest if length is None else length for length in known]
+
+
+def _joined(pieces: Sequence[Tensor], dim: int) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces), dim)
