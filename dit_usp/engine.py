@@ -1,0 +1,192 @@
+"""Engine: a model on several ranks, for plain scripts and notebooks; it starts the ranks itself."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from dit_usp.config import ParallelConfig
+from dit_usp.launch import check_gpus, num_gpus, place
+from dit_usp.request import Picture, Request
+from dit_usp.saving import CLIP_SUFFIXES, Target, image_format, remove_unfinished
+from dit_usp.status import Doing
+from dit_usp.supervise import RankError, Ranks
+from dit_usp.worker import Worker
+
+__all__ = ["Engine", "RankError", "run"]
+
+Files = str | Path | list[str] | list[Path]
+OnProgress = Callable[[Doing, int], None]  # what rank 0 is doing, and how many pictures are done
+
+
+class Engine:
+    """Ranks that load a model once, stay warm between prompts and die with this process.
+
+        with dit_usp.Engine("folder or hub id", nproc=2) as engine:
+            image = engine.generate("a red heart", seed=1).images[0]
+
+    Args:
+        model: a hub id or a local diffusers folder.
+        parallel: the degrees; their product is the number of ranks.
+        nproc: the number of ranks, laid out by ParallelConfig.auto. With neither: one rank a GPU, or one.
+        device: "cuda" or "cpu"; None: cuda where there is one.
+        dtype: such as "bfloat16" or torch.bfloat16; None: as stored.
+        **from_pretrained: anything else the pipeline's from_pretrained takes; must pickle.
+
+    Raises:
+        ValueError: this process is itself a rank; parallel and nproc disagree; more ranks than GPUs; or the ranks refuse the model.
+        RankError: a rank died or failed while loading.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        parallel: ParallelConfig | None = None,
+        *,
+        nproc: int | None = None,
+        device: str | None = None,
+        dtype: Any = None,
+        **from_pretrained: Any,
+    ) -> None:
+        _refuse_inside_a_rank()
+        self.parallel = _layout(parallel, nproc, device)
+        self.model = str(model)
+        self._lock = threading.Lock()
+        self._ranks = Ranks(self.parallel.world_size)
+        try:
+            self._ask("load", model=self.model, parallel=self.parallel, device=device, dtype=dtype, options=from_pretrained)
+        except BaseException:
+            self.close()
+            raise
+
+    def generate(
+        self, prompt: str | list[str], *, seed: int | list[int] | None = None, save: Files | None = None, **call: Any
+    ) -> SimpleNamespace | tuple[Any, ...]:
+        """Make pictures (or clips) of `prompt`.
+
+        Args:
+            prompt: what to show.
+            seed: fixes the noise; a list: one for each picture; None: another picture each time.
+            save: a file, or a list of them, for the pictures, which the first rank writes; a name that is taken becomes heart-2.png.
+            **call: anything else the pipeline's call takes, such as num_inference_steps; must pickle.
+
+        Returns:
+            The fields of the pipeline's output as attributes, e.g. `.images`, a list of PIL images.
+
+        Raises:
+            ValueError, TypeError, UnsupportedError: the call is refused; the engine stays usable.
+            RankError: a rank died, failed or stopped answering; the engine is closed.
+        """
+        seeds = seed if isinstance(seed, list) else [] if seed is None else [seed]
+        targets = self._targets(prompt, seeds, save, call)
+        return self._ask("generate", prompt=prompt, seeds=seeds, targets=targets, call=call)
+
+    def _targets(self, prompt: str | list[str], seeds: list[int], save: Files | None, call: Mapping[str, Any]) -> list[Target]:
+        if save is None:
+            return []
+        paths = [Path(path) for path in (save if isinstance(save, (list, tuple)) else [save])]
+        prompts = [text for text in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(call.get("num_images_per_prompt", 1))]
+        if len(paths) != len(prompts):
+            raise ValueError(f"save names {len(paths)} files, but {len(prompts)} pictures are asked for; name one for each.")
+        if call.get("output_type", "pil") != "pil":
+            raise ValueError(f"output_type={call['output_type']!r} gives no pictures to save; leave out save or output_type.")
+        for path in paths:
+            if path.suffix.lower() not in CLIP_SUFFIXES:
+                image_format(path)
+        told = {"model": self.model, "layout": str(self.parallel), "ranks": self.parallel.world_size}
+        # One seed for several pictures is the seed of all of them together.
+        each = seeds if len(seeds) == len(paths) else (seeds or [None]) * len(paths)  # type: ignore[list-item]
+        return [Target(str(path), {"prompt": text, "seed": own, **told}) for path, text, own in zip(paths, prompts, each, strict=True)]
+
+    def _ask(self, name: str, **arguments: Any) -> Any:
+        with self._lock:
+            if self._ranks.closed:
+                raise ValueError("This engine is closed; make another one.")
+            return _ask(self._ranks, name, arguments)
+
+    def close(self) -> None:
+        """End the ranks. Safe to call again; also done when the engine is collected and when this process ends."""
+        self._ranks.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _ask(ranks: Ranks, name: str, arguments: dict[str, Any], on_doing: Callable[[Doing], None] = lambda doing: None) -> Any:
+    """The first rank's answer; if the ranks come to an end, so does the file that was being written."""
+    try:
+        return ranks.ask(name, arguments, on_doing)[0]
+    except BaseException:
+        for target in arguments.get("targets", ()):
+            remove_unfinished(Path(target.path).parent, ranks.members[0].process.pid)
+        raise
+
+
+def _refuse_inside_a_rank() -> None:
+    if (here := place()) is not None:
+        raise ValueError(
+            f"Engine starts ranks itself, but this process is already rank {here.rank} of {here.world_size} (torchrun, srun or the like): "
+            "use dit_usp.auto_pipeline or a class of dit_usp.pipelines here."
+        )
+
+
+def _layout(parallel: ParallelConfig | None, nproc: int | None, device: str | None) -> ParallelConfig:
+    gpus = num_gpus() if device is None or device == "cuda" else 0
+    if parallel is None:
+        parallel = ParallelConfig.auto(nproc if nproc is not None else max(1, gpus))
+    elif nproc is not None and nproc != parallel.world_size:
+        raise ValueError(f"nproc={nproc}, but {parallel} needs {parallel.world_size} ranks; leave nproc out.")
+    if gpus or device == "cuda":
+        check_gpus(parallel.world_size)
+    return parallel
+
+
+def run(request: Request, on_progress: OnProgress = lambda doing, done: None) -> list[str]:
+    """Carry out a whole `generate`: on ranks started here, or, under a launcher, as one of its ranks.
+
+    Args:
+        request: what to make.
+        on_progress: called ten times a second; not under a launcher, where the first rank's pipeline shows its own bar.
+
+    Returns:
+        The files written, in the order of request.pictures; under a launcher none on ranks other than the first.
+
+    Raises:
+        ValueError, OSError, UnsupportedError: every rank refuses the request.
+        RankError: a rank died, failed or stopped answering; no process and no unfinished file is left.
+        KeyboardInterrupt: after Ctrl-C, likewise.
+    """
+    if place() is not None:
+        worker = Worker(None)
+        return _carry_out(request, lambda name, arguments, done: getattr(worker, name)(**arguments))
+    ranks = Ranks(request.config.world_size)
+    try:
+        return _carry_out(request, lambda name, arguments, done: _ask(ranks, name, arguments, lambda doing: on_progress(doing, done)))
+    finally:
+        ranks.close()
+
+
+def _carry_out(request: Request, ask: Callable[[str, dict[str, Any], int], Any]) -> list[str]:
+    """Load, then one call a round; `ask(name, arguments, pictures done)` has the ranks do each."""
+    ask("load", {"model": request.model, "parallel": request.config, "device": request.device, "dtype": request.dtype, "options": {}}, 0)
+    files: list[str] = []
+    done = 0
+    for pictures in request.rounds():
+        files += ask("make_files", _round(request, pictures), done)
+        done += len(pictures)
+    return files
+
+
+def _round(request: Request, pictures: tuple[Picture, ...]) -> dict[str, Any]:
+    return {
+        "prompt": [picture.prompt for picture in pictures],
+        "seeds": [picture.seed for picture in pictures],
+        "targets": [request.target(picture) for picture in pictures],
+        "call": dict(request.call),
+    }

@@ -1,0 +1,99 @@
+"""Worker: what a rank does when asked: load a pipeline, make pictures, save them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dit_usp.config import ParallelConfig
+    from dit_usp.saving import Target
+
+Report = Callable[..., None]  # report(stage, step=0, total=0)
+
+
+class Worker:
+    """One rank's pipeline and what is done with it. Every rank gets the same calls in the same order.
+
+    Args:
+        report: told the stage whenever it changes, and the step in "denoise"; None: the pipeline shows its own progress bar.
+    """
+
+    def __init__(self, report: Report | None) -> None:
+        self.report: Report = report or (lambda stage, step=0, total=0: None)
+        self.shows_progress = report is None
+        self.pipe: Any = None
+        self.is_first = True
+
+    def load(self, model: str, parallel: ParallelConfig, device: str | None, dtype: Any, options: Mapping[str, Any]) -> None:
+        """Load `model` on this rank; `options` go to from_pretrained."""
+        self.report("load")
+        if os.path.isdir(model) and not options:
+            os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all there is to load is here
+        from dit_usp.launch import join
+
+        self.is_first = join(parallel, device).is_first  # before diffusers is imported: a wrong number of ranks is told at once
+        from dit_usp.pipelines import auto_pipeline
+
+        if dtype is not None:
+            options = {**options, "dtype": _torch_dtype(dtype)}
+        self.pipe = auto_pipeline(model, parallel=parallel, **options)
+        self.pipe.on_stage = self.report
+        self.pipe.on_step = lambda step, total: self.report("denoise", step, total)
+        if not self.shows_progress:
+            self.pipe.set_progress_bar_config(disable=True)
+        self.report("idle")
+
+    def generate(self, prompt: Any, seeds: Sequence[int], targets: Sequence[Target], call: Mapping[str, Any]) -> Any:
+        """Call the pipeline and save its results; the first rank returns the output's fields (tensors on the CPU), the others None."""
+        output = self.pipe(prompt, **_noise(seeds), **call)
+        self._save(output, targets)
+        return _portable(output) if self.is_first else None
+
+    def make_files(self, prompt: Sequence[str], seeds: Sequence[int], targets: Sequence[Target], call: Mapping[str, Any]) -> list[str]:
+        """One picture a prompt, each from its own seed, each into its file; the first rank returns the paths, the others none."""
+        return self._save(self.pipe(list(prompt), **_noise(seeds), **call), targets)
+
+    def _save(self, output: Any, targets: Sequence[Target]) -> list[str]:
+        """Write the pictures or clips on the first rank; return the paths they got."""
+        paths = []
+        if targets and self.is_first:
+            from dit_usp.saving import save
+
+            self.report("save")
+            results = output["images"] if "images" in output else output["frames"]
+            paths = [str(save(result, target)) for result, target in zip(results, targets, strict=True)]
+        self.report("idle")
+        return paths
+
+
+def _noise(seeds: Sequence[int]) -> dict[str, Any]:
+    """The pipeline's generator argument: one for each seed; no seed: another noise each time."""
+    if not seeds:
+        return {}
+    import torch
+
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    return {"generator": generators if len(generators) > 1 else generators[0]}
+
+
+def _torch_dtype(name: Any) -> Any:
+    """torch.bfloat16 for itself or "bfloat16"."""
+    import torch
+
+    return getattr(torch, name) if isinstance(name, str) else name
+
+
+def _portable(output: Any) -> Any:
+    """The output without diffusers' class, which would take the parent 5 s to import, and with its tensors on the CPU."""
+    if not isinstance(output, Mapping):
+        return _on_cpu(output)
+    return SimpleNamespace(**{name: _on_cpu(value) for name, value in output.items()})
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(_on_cpu(item) for item in value)
+    return value.cpu() if hasattr(value, "cpu") else value
