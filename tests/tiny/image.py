@@ -1,40 +1,14 @@
-"""Tiny configs of the real transformer classes with inputs of odd sizes: one entry a class, used by every parity test.
-
-Weights are random, and nothing is left at zero: a zero-initialised output layer would make every comparison pass (0 = 0).
-"""
+"""Tiny image transformers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import diffusers
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-HEIGHT, WIDTH = 6, 10  # patches
-Inputs = dict[str, Any]
-
-
-def rand(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def redraw(model: nn.Module) -> nn.Module:
-    """Draw every parameter anew, alike on every rank; norms stay near one, so that no activation dies out."""
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        fan_in = parameter.shape[-1] if parameter.ndim > 1 else 16
-        base = 1.0 if "norm" in name and name.endswith("weight") and parameter.ndim == 1 else 0.0
-        parameter.data = base + noise * (1.5 / fan_in**0.5)
-    return model.eval()
-
-
-def text_mask(batch: int, tokens: int) -> Tensor:
-    """1 for the words of captions of different lengths: (batch, tokens)."""
-    lengths = torch.tensor([tokens - 2 * (i % 2) - 1 for i in range(batch)])
-    return (torch.arange(tokens)[None] < lengths[:, None]).long()
+from tiny.tools import HEIGHT, WIDTH, Inputs, rand, text_mask
 
 
 def dit(batch: int = 2) -> tuple[nn.Module, Inputs]:
@@ -137,48 +111,4 @@ def flux_controlled(batch: int = 2) -> tuple[nn.Module, Inputs]:
     return model, inputs | dict(controlnet_block_samples=residuals, controlnet_single_block_samples=residuals[:1])
 
 
-def cogvideox(batch: int = 2) -> tuple[nn.Module, Inputs]:
-    model = diffusers.CogVideoXTransformer3DModel(
-        num_attention_heads=4,
-        attention_head_dim=8,
-        in_channels=4,
-        out_channels=4,
-        time_embed_dim=16,
-        text_embed_dim=24,
-        num_layers=2,
-        sample_width=2 * WIDTH,
-        sample_height=2 * HEIGHT,
-        sample_frames=9,
-        patch_size=2,
-        max_text_seq_length=7,
-        use_rotary_positional_embeddings=True,
-    )
-    angles = rand(3 * HEIGHT * WIDTH, 8, seed=4)
-    return model, dict(
-        hidden_states=rand(batch, 3, 4, 2 * HEIGHT, 2 * WIDTH),
-        encoder_hidden_states=rand(batch, 7, 24, seed=2),
-        timestep=torch.full((batch,), 300),
-        image_rotary_emb=(angles.cos(), angles.sin()),
-    )
-
-
-def cogvideox_2b(batch: int = 2) -> tuple[nn.Module, Inputs]:
-    """Absolute positions, no rotary embedding."""
-    model = diffusers.CogVideoXTransformer3DModel(
-        num_attention_heads=3, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=16, text_embed_dim=24, num_layers=2,
-        sample_width=2 * WIDTH, sample_height=2 * HEIGHT, sample_frames=9, max_text_seq_length=7,
-    )  # fmt: skip
-    return model, dict(
-        hidden_states=rand(batch, 3, 4, 2 * HEIGHT, 2 * WIDTH), encoder_hidden_states=rand(batch, 7, 24, seed=2), timestep=torch.full((batch,), 300)
-    )
-
-
-TINY: dict[str, Callable[..., tuple[nn.Module, Inputs]]] = {
-    make.__name__: make for make in (dit, pixart, pixart_masked, sd3, sd35, sd3_skip, flux, flux_controlled, cogvideox, cogvideox_2b)
-}
-
-
-def build(name: str, **options: Any) -> tuple[nn.Module, Inputs]:
-    """The tiny model `name`, its weights drawn alike on every rank, and its inputs."""
-    model, inputs = TINY[name](**options)
-    return redraw(model), inputs
+TINY = {make.__name__: make for make in (dit, pixart, pixart_masked, sd3, sd35, sd3_skip, flux, flux_controlled)}

@@ -1,0 +1,7 @@
+"""Tiny audio transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+TINY: dict[str, Any] = {}

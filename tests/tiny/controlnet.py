@@ -1,0 +1,7 @@
+"""Tiny ControlNets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+TINY: dict[str, Any] = {}
