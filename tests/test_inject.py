@@ -7,7 +7,9 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SD3IPAdapterJointAttnProcessor2_0
 from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
 from test_parity import error, run
-from tiny import build, flux, rand, redraw, sd3
+from tiny import build
+from tiny.image import flux, sd3
+from tiny.tools import rand, redraw
 from torch import nn
 
 from dit_usp import inject
