@@ -192,18 +192,12 @@ def _kernel(
     in_ring = mesh.ring.size() > 1
     by_position = is_causal and in_ring and (not rotates or lengths != kv_lengths)  # causal as a mask, or in whole and masked blocks
     grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    square = rotates or sum(lengths) == sum(kv_lengths)
+    square = True
+    if is_causal and not rotates and sum(lengths) != sum(kv_lengths):  # an `if`, so that a symbolic length becomes a guard
+        square = False
+    sizes = int(q.shape[3]), int(v.shape[3])
     return choice.chosen(
-        backend,
-        q.device.type,
-        q.dtype,
-        q.shape[3],
-        v.shape[3],
-        masked or by_position,
-        is_causal and not by_position,
-        square,
-        rotates,
-        grad and rotates,
+        backend, q.device.type, q.dtype, *sizes, masked or by_position, is_causal and not by_position, square, rotates, grad and rotates
     )
 
 

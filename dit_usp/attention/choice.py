@@ -142,9 +142,9 @@ def _reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, caus
 def _errors(result: tuple[Tensor, Tensor | None], expected: tuple[Tensor, Tensor | None]) -> list[float]:
     errors = [_relative(result[0], expected[0])]
     if result[1] is not None and expected[1] is not None:
-        errors.append(_relative(*(lse.masked_fill(lse == -torch.inf, -1e9) for lse in (result[1], expected[1]))))
+        errors.append(_relative(*(lse.masked_fill(lse == -torch.inf, 0) for lse in (result[1], expected[1]))))
     return errors
 
 
 def _relative(got: Tensor, want: Tensor) -> float:
-    return ((got.double() - want).abs().max() / want.abs().clamp(max=1e3).max()).item()
+    return ((got.double() - want).abs().max() / want.abs().max()).item()

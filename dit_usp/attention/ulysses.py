@@ -6,7 +6,6 @@ Dimensions: B batch, L this rank's tokens, N all tokens of the Ulysses group, H 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -101,7 +100,7 @@ def exchange_heads(parts: Sequence[Part], group: ProcessGroup) -> list[Tensor]:
     (L, B, heads of all its parts, D): what arrives is then (N, B, h, D) for any lengths and any batch, and each part is a view of it.
     """
     rank = group.rank()
-    blocks = [list(block) for _, block in groupby(parts, key=lambda part: (tuple(part.lengths), part.x_BLHD.shape[3]))]
+    blocks = _blocks(parts)
     flat, send_sizes = _pack(blocks, rank, group.size())
     widths = [sum(part.heads[rank] * part.x_BLHD.shape[3] for part in block) * block[0].x_BLHD.shape[0] for block in blocks]
     pieces = [[block[0].lengths[source] * width for block, width in zip(blocks, widths, strict=True)] for source in range(group.size())]
@@ -110,6 +109,17 @@ def exchange_heads(parts: Sequence[Part], group: ProcessGroup) -> list[Tensor]:
         return _unpack(received, blocks[0], rank)
     arrived = received.split([size for sizes in pieces for size in sizes])
     return [part for index, block in enumerate(blocks) for part in _unpack(torch.cat(arrived[index :: len(blocks)]), block, rank)]
+
+
+def _blocks(parts: Sequence[Part]) -> list[list[Part]]:
+    """Neighbours of equal length and head size together. (torch.compile knows no itertools.groupby over symbolic lengths.)"""
+    blocks: list[list[Part]] = []
+    for part in parts:
+        if blocks and list(blocks[-1][0].lengths) == list(part.lengths) and blocks[-1][0].x_BLHD.shape[3] == part.x_BLHD.shape[3]:
+            blocks[-1].append(part)
+        else:
+            blocks.append([part])
+    return blocks
 
 
 def _pack(blocks: list[list[Part]], rank: int, ranks: int) -> tuple[Tensor, list[int]]:

@@ -49,3 +49,23 @@ def test_compiled_equals_one_process(ranks, ulysses, ring, method, case):
 @pytest.mark.parametrize(("ulysses", "ring", "method", "case"), [CASES[i] for i in (1, 3)])
 def test_compiled_gradients(ranks, ulysses, ring, method, case):
     assert max(ranks(ulysses * ring, compiled_errors, ulysses, ring, method, case, "aot_eager", True)) <= 2e-6
+
+
+def other_shapes(ulysses, ring, method):
+    """One compiled function, called with other lengths: Dynamo makes them symbolic, and the exchange sizes with them."""
+    torch._dynamo.reset()
+    mesh = init_mesh(ParallelConfig(ulysses, ring, ring_method=method), "cpu")
+    attention = torch.compile(usp_attention, fullgraph=True, backend="aot_eager")
+    errors = []
+    for length in (3, 5, 6, 9):
+        case = Case((length,) * mesh.sequence.size(), (length,) * mesh.sequence.size())
+        q, k, v, _ = inputs(case)
+        whole = one_process(case, q, k, v, None)
+        *pieces, _ = shard(case, q, k, v, None, mesh.sequence.rank())
+        errors.append(relative(attention(*pieces, mesh=mesh), piece(whole, case.lengths, mesh.sequence.rank(), 2), whole))
+    return max(errors)
+
+
+@pytest.mark.parametrize(("ulysses", "ring", "method"), [(2, 1, "rotate"), (1, 2, "rotate"), (1, 2, "gather")])
+def test_compiled_takes_other_lengths(ranks, ulysses, ring, method):
+    assert max(ranks(2, other_shapes, ulysses, ring, method)) <= 1e-6
