@@ -17,6 +17,7 @@ from dit_usp.places import argument_names, by_name, change, modules_at, require
 from dit_usp.plan import Batch, Count, Exchange, Gather, Late, Neighbour, Place, Reduce, Replicate, ShardPlan, Split, Word
 from dit_usp.rebind import twin
 from dit_usp.sharding import Sharding
+from dit_usp.translate import translated
 
 M = TypeVar("M", bound=nn.Module)
 _MARK = "_dit_usp_injection"
@@ -64,7 +65,7 @@ def unparallelize(transformer: M) -> M:
 
 
 def plan_of(transformer: nn.Module) -> ShardPlan:
-    """The plan of a transformer's class or of the nearest class it is derived from.
+    """The plan of a transformer's class, or of the nearest class it is derived from, or what its `_cp_plan` amounts to.
 
     Raises:
         UnsupportedError: there is none.
@@ -72,6 +73,8 @@ def plan_of(transformer: nn.Module) -> ShardPlan:
     for cls in type(transformer).__mro__:
         if plan := find_plan(cls.__name__):
             return plan
+    if plan := translated(transformer):
+        return plan
     raise UnsupportedError(f"{type(transformer).__name__} has no shard plan; CONTRIBUTING shows how to add one in ten lines ('add a model').")
 
 
@@ -314,13 +317,16 @@ class Injection:
     def _twin_class(self, word: Exchange, cls: type) -> type:
         """One class for all layers alike: torch.compile then compiles the first and reuses it."""
         if (id(word), cls) not in self.twins:
-            call = twin(cls.__call__, self.sharding.attention(word.calls.get(cls.__name__, (word.call,))))
+            calls = word.calls.get(cls.__name__, (word.call,))
+            call = twin(cls.__call__, self.sharding.attention(calls))
             if call is None:
                 raise UnsupportedError(
                     f"{cls.__name__} of {self.plan.model} attends by its own means, which cannot be shared over ranks. "
                     "Set a processor that calls scaled_dot_product_attention or dispatch_attention_fn."
                 )
-            self.twins[id(word), cls] = type(cls.__name__, (cls,), {"__call__": call, "__module__": cls.__module__, "__doc__": cls.__doc__})
+            marks = {"_parallel_config": True} if calls[0].marked else {}
+            body = {"__call__": call, "__module__": cls.__module__, "__doc__": cls.__doc__, **marks}
+            self.twins[id(word), cls] = type(cls.__name__, (cls,), body)
         return self.twins[id(word), cls]
 
     def _rebind_new_processors(self) -> None:

@@ -56,8 +56,8 @@ class Split:
     places: tuple[Place, ...]
     dim: int
     streams: Streams
-    ndim: int | None
-    per_sample: bool
+    ndim: int | None = None
+    per_sample: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class Call:
         queries, keys: the streams they belong to; None: every stream cut so far; "?" learns the lengths by asking, once for every input shape.
         shared: "prefix" or "suffix" where the keys begin or end with some that every rank holds alike (an adapter's tokens, a cache), however many.
         local: every rank holds all keys already: nothing to exchange.
+        marked: exchange only calls that pass diffusers' parallel_config (see dit_usp.translate).
         mask: "outer" where the processor builds the outer product of a key mask with itself: over its own piece, so ours is built from all pieces.
     """
 
@@ -84,6 +85,7 @@ class Call:
     keys: Streams | None = None
     shared: Literal["", "prefix", "suffix"] = ""
     local: bool = False
+    marked: bool = False
     mask: Literal["", "outer"] = ""
 
 

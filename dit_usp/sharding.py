@@ -58,7 +58,7 @@ class Sharding:
             parallel_config: Any = None,
         ) -> Tensor:
             call = next_call()
-            if call.local:
+            if call.local or (call.marked and parallel_config is None):
                 return dispatch_attention_fn(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, attention_kwargs, backend=backend)
             if dropout_p or attention_kwargs:
                 raise UnsupportedError(f"attention across ranks takes no dropout_p={dropout_p} and no attention_kwargs={attention_kwargs}.")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dit_usp import collectives
 from dit_usp.errors import UnsupportedError
-from dit_usp.plan import KEEP, Streams
+from dit_usp.plan import KEEP, LEARN, Streams
 
 
 class StreamState:
@@ -82,7 +82,7 @@ class StreamState:
 
     def collect(self, tensor: Tensor, dim: int, streams: Streams) -> Tensor:
         """Every rank's piece of `tensor` along `dim`, in the order of an unsharded forward."""
-        sizes = [self.pieces(stream) for stream in streams]
+        sizes = [self.learn(tensor.shape[dim])] if streams == LEARN else [self.pieces(stream) for stream in streams]
         pieces = tensor.split([size[self.group.rank()] for size in sizes], dim)
         return _joined([collectives.gather(piece, dim, size, self.group) for piece, size in zip(pieces, sizes, strict=True)], dim)
 
