@@ -1,0 +1,82 @@
+"""Request: everything one `generate` needs, made and checked before a process starts, then carried out by the ranks. No torch here."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dit_usp.config import ParallelConfig
+from dit_usp.saving import DEFAULT_FPS, Target
+
+MAX_SEED = 2**63 - 1  # what torch.Generator.manual_seed takes and every format writes exactly
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture, or clip, to make.
+
+    Attributes:
+        prompt: what the model reads.
+        seed: of its noise alone: the same picture comes back from it whatever else is made beside it.
+        path: the file to write.
+        asked: what the user wrote, where that differs from the prompt ("puppy", read as "dog face").
+    """
+
+    prompt: str
+    seed: int
+    path: str
+    asked: str = ""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A whole `generate`. Pickles; `dataclasses.asdict` of it is JSON.
+
+    Attributes:
+        model: a hub id or a local folder.
+        pictures: in the order they were asked for.
+        call: arguments of the pipeline's call that all pictures share: what the user gave, nothing else.
+        told: what is recorded in every file beside the picture's own prompt, seed and size.
+        config: the layout.
+        dtype: torch's name of the type to compute in.
+        device: "cpu" or "cuda".
+        overwrite: replace existing files; else they get the next free name.
+        fps: of clips.
+
+    Raises:
+        ValueError: no pictures, a seed out of range, two pictures for one file.
+    """
+
+    model: str
+    pictures: tuple[Picture, ...]
+    call: Mapping[str, Any] = field(default_factory=dict)
+    told: Mapping[str, Any] = field(default_factory=dict)
+    config: ParallelConfig = field(default_factory=ParallelConfig)
+    dtype: str = "float32"
+    device: str = "cpu"
+    overwrite: bool = False
+    fps: float = DEFAULT_FPS
+
+    def __post_init__(self) -> None:
+        if not self.pictures:
+            raise ValueError("There is nothing to make: give at least one prompt.")
+        for picture in self.pictures:
+            if not 0 <= picture.seed <= MAX_SEED:
+                raise ValueError(f"seed {picture.seed} is out of range; use 0 to {MAX_SEED}.")
+        paths = [picture.path for picture in self.pictures]
+        if twice := next((path for path in paths if paths.count(path) > 1), None):
+            raise ValueError(f"{twice} would be written twice; give each picture a name of its own.")
+
+    def rounds(self) -> Iterator[tuple[Picture, ...]]:
+        """The pictures of each pipeline call: one for every replica, so that memory does not grow with the number asked for."""
+        pictures = iter(self.pictures)
+        while some := tuple(itertools.islice(pictures, self.config.data_degree)):
+            yield some
+
+    def target(self, picture: Picture) -> Target:
+        """Where a picture goes and what its file says."""
+        asked = {"asked": picture.asked} if picture.asked else {}
+        told = {"prompt": picture.prompt, **asked, "seed": picture.seed, **self.told, "layout": str(self.config), "ranks": self.config.world_size}
+        return Target(picture.path, told, self.overwrite, self.fps)
