@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from dit_usp import collectives, halo
@@ -84,12 +85,14 @@ class Injection:
     def __init__(self, transformer: nn.Module, plan: ShardPlan, mesh: Mesh) -> None:
         self.transformer, self.plan, self.mesh = transformer, plan, mesh
         self.sharding = Sharding(plan.model, mesh)
+        self.unit_kinds = dict(plan.units)
         self.streams = self.sharding.streams
         self.undo: list[Callable[[], Any]] = []
         self.twins: dict[tuple[int, type], type] = {}
         self.attentions: list[tuple[Exchange, nn.Module]] = []
         self.processors: list[Any] = []  # ours, one for each of the attentions
         self.gathered: set[int] = set()  # the Gather words that acted in the forward under way
+        self.cuts: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # of tensors that every block is handed: cut once a forward
         self.batch: int | None = None  # of the forward under way, before it was halved
 
     def install(self) -> None:
@@ -117,6 +120,8 @@ class Injection:
         arguments = self._halve(arguments)
         if self.mesh.sequence.size() > 1:
             self.gathered.clear()
+            self.cuts.clear()
+            self.sharding.begin()
             self.streams.begin(self._units(arguments), _signature(arguments))
             self._rebind_new_processors()
             for word in self.plan.words:
@@ -138,12 +143,12 @@ class Injection:
 
     def _units(self, arguments: dict[str, Any]) -> dict[str, int]:
         """Tokens in a row or a frame of the latents (..., height, width), by stream."""
-        if not self.plan.units:
+        if not self.unit_kinds:
             return {}
         patch = self.transformer.config.patch_size  # type: ignore[union-attr]
         patch = (patch, patch) if isinstance(patch, int) else tuple(patch)  # type: ignore[arg-type]
         height, width = (size // p for size, p in zip(arguments["hidden_states"].shape[-2:], patch[-2:], strict=True))
-        return {stream: width if unit == "row" else height * width for stream, unit in self.plan.units.items()}
+        return {stream: width if unit == "row" else height * width for stream, unit in self.unit_kinds.items()}
 
     def _halve(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Keep this rank's half of the guidance batch in every tensor that has that batch dimension."""
@@ -257,6 +262,14 @@ class Injection:
     def _cut(self, tensor: Tensor, word: Split, place: Place) -> Tensor:
         if word.ndim not in (None, tensor.ndim):
             return tensor
+        if "*" not in place.module or torch.compiler.is_compiling():
+            return self._cut_anew(tensor, word, place)
+        key = (id(word), id(tensor))
+        if key not in self.cuts:
+            self.cuts[key] = (tensor, self._cut_anew(tensor, word, place))
+        return self.cuts[key][1]
+
+    def _cut_anew(self, tensor: Tensor, word: Split, place: Place) -> Tensor:
         if not word.per_sample:
             return self.streams.cut(tensor, word.dim, word.streams, place)
         length = sum(self.streams.lengths[stream] for stream in word.streams)

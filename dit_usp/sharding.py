@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dit_usp import collectives
-from dit_usp.attention import attend
+from dit_usp.attention import PreparedMask, attend, prepare_mask
 from dit_usp.errors import UnsupportedError
 from dit_usp.mesh import Mesh
 from dit_usp.plan import LEARN, Call, Streams
@@ -32,6 +33,11 @@ class Sharding:
         self.mesh, self.streams = mesh, StreamState(owner, mesh.sequence)
         self.turn = 0
         self.late: Tensor | None = None
+        self._mask: tuple[Tensor, object, PreparedMask | None] | None = None  # the last mask of this forward, for what call, and made ready for it
+
+    def begin(self) -> None:
+        """A forward starts: the last one's mask is not this one's."""
+        self._mask = None
 
     def attention(self, calls: tuple[Call, ...]) -> Attention:
         """The stand-ins for a processor that makes these calls in turn."""
@@ -103,21 +109,16 @@ class Sharding:
         """One call in (batch, tokens, heads, size), its keys exchanged as `call` says."""
         lengths = self._lengths(call.queries, query.shape[1])
         kv_lengths = lengths if call.keys == call.queries else self._lengths(call.keys, key.shape[1])
-        shared = None
-        if call.shared:
-            own, common = _parted(call.shared, kv_lengths[self.mesh.sequence.rank()], key.shape[1])
-            shared = (key[:, common], value[:, common], None if attn_mask is None else attn_mask[..., common])
-            key, value, attn_mask = key[:, own], value[:, own], None if attn_mask is None else attn_mask[..., own]
-        if call.mask == "outer" and attn_mask is not None:
-            attn_mask = self._outer(attn_mask, kv_lengths)
-        if self.late is not None:
-            attn_mask = self._own_rows(self.late, lengths)
+        mask = attn_mask if self.late is None else self.late
+        own, common = _parted(call.shared, kv_lengths[self.mesh.sequence.rank()], key.shape[1])
+        shared = (key[:, common], value[:, common], None) if call.shared else None
+        heads = (query.shape[2], key.shape[2])
         return attend(
             query,
-            key,
-            value,
+            key[:, own],
+            value[:, own],
             self.mesh,
-            attn_mask=attn_mask,
+            attn_mask=None if mask is None else self._prepared(call, mask, own, common, heads, lengths, kv_lengths),
             is_causal=is_causal,
             scale=scale,
             enable_gqa=enable_gqa,
@@ -127,6 +128,37 @@ class Sharding:
             local=local,
             backend=backend,
         )
+
+    def _prepared(
+        self, call: Call, mask: Tensor, own: slice, common: slice, heads: tuple[int, int], lengths: tuple[int, ...], kv_lengths: tuple[int, ...]
+    ) -> PreparedMask | None:
+        """The mask with its exchanges done: once a forward where all blocks are handed the same one."""
+        use = (call, heads, lengths, kv_lengths)
+        if self._mask is not None and self._mask[0] is mask and self._mask[1] == use:
+            return self._mask[2]
+        rows = mask
+        if call.mask == "outer":
+            rows = self._outer(mask, kv_lengths)
+        elif mask is self.late:
+            rows = self._own_rows(mask, lengths)
+        elif rows.shape[-1] == sum(kv_lengths) != kv_lengths[self.mesh.sequence.rank()] and self.streams.interleaved(call.keys):
+            raise UnsupportedError(
+                f"an attention mask over all {rows.shape[-1]} keys came whole to one of several ranks, which hold the keys in another order; "
+                "its shard plan must split it like the tokens."
+            )
+        prepared = prepare_mask(
+            rows[..., own],
+            self.mesh,
+            heads=heads[0],
+            kv_heads=heads[1],
+            lengths=lengths,
+            kv_lengths=kv_lengths,
+            shared_length=len(range(*common.indices(rows.shape[-1]))) if call.shared else 0,
+            shared_mask=rows[..., common] if call.shared else None,
+        )
+        if not torch.compiler.is_compiling():
+            self._mask = (mask, use, prepared)
+        return prepared
 
     def _lengths(self, streams: Streams | None, own: int) -> tuple[int, ...]:
         return self.streams.learn(own) if streams == LEARN else self.streams.sizes(streams)
@@ -146,6 +178,8 @@ class Sharding:
 
 def _parted(shared: str, own: int, total: int) -> tuple[slice, slice]:
     """Where this rank's own keys and the common ones lie among the `total` keys of a call."""
+    if not shared:
+        return slice(None), slice(0)
     if shared == "prefix":
         return slice(total - own, None), slice(total - own)
     return slice(own), slice(own, None)

@@ -51,6 +51,10 @@ class StreamState:
         pieces = [self.pieces(stream) for stream in (self.lengths if streams is None else streams)]
         return tuple(map(sum, zip(*pieces, strict=True)))
 
+    def interleaved(self, streams: Streams | None) -> bool:
+        """Whether the ranks' pieces, one after the other, are in another order than the model's own: several streams, each cut on its own."""
+        return len(self.lengths if streams is None else streams) > 1
+
     def learn(self, own: int) -> tuple[int, ...]:
         """Everyone's `own`: asked for once for each call of a kind of forward, remembered after."""
         self._asked += 1

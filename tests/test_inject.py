@@ -11,6 +11,7 @@ from tiny import build
 from tiny.image import flux, sd3
 from tiny.tools import rand, redraw
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dit_usp import inject
 from dit_usp.config import ParallelConfig
@@ -183,6 +184,53 @@ def test_the_backend_a_user_set_runs_between_the_exchanges(ranks):
         assert errors["native"] <= 1e-5
         assert errors["_native_math"] <= 1e-5
         assert "ring_method='gather'" in errors["flex"]
+
+
+# -- masks
+
+
+class Collectives(TorchDispatchMode):
+    """Counts the collectives that are started."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += "c10d" in str(func) and "wait_tensor" not in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+def mask_exchanges():
+    """The all-to-alls of a forward, without a mask and with one that every block is handed."""
+    counts = []
+    for name in ("flux", "flux_masked"):
+        model, inputs = build(name)
+        parallelize(model, init_mesh(ParallelConfig(2), "cpu"))
+        with Collectives() as collectives:
+            run(model, inputs)
+        counts.append(collectives.count)
+        unparallelize(model)
+    return counts
+
+
+def test_a_mask_is_gathered_once_a_forward(ranks):
+    for plain, masked in ranks(2, mask_exchanges):
+        assert plain == 2 * 4 + 1  # two collectives an attention, four layers, one gather of the output
+        assert masked == plain + 1
+
+
+def whole_mask_in_another_order():
+    """A mask that no word cuts: its columns are in the model's order, the keys in the ranks'."""
+    model, inputs = build("flux_masked")
+    plan = inject.plan_of(model)
+    words = tuple(word for word in plan.words if not (isinstance(word, Split) and "attention_mask" in str(word.places[0])))
+    parallelize(model, init_mesh(ParallelConfig(2), "cpu"), plan=dataclasses.replace(plan, words=words))
+    with pytest.raises(UnsupportedError, match="an attention mask over all 67 keys came whole"):
+        run(model, inputs)
+    return True
+
+
+def test_a_mask_in_another_order_is_refused(ranks):
+    assert all(ranks(2, whole_mask_in_another_order))
 
 
 # -- gradients

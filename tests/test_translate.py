@@ -1,13 +1,13 @@
 """A transformer that dit-usp does not know runs by its own `_cp_plan`."""
 
 import torch
+from test_parity import error, run
 from tiny import build
 
 from dit_usp.config import ParallelConfig
 from dit_usp.inject import parallelize, plan_of, unparallelize
 from dit_usp.mesh import init_mesh
 from dit_usp.translate import translated
-from test_parity import error, run
 
 
 def by_cp_plan(name, config):

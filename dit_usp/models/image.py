@@ -12,6 +12,7 @@ PLANS = (
         split(":img_ids", dim=-2),  # (tokens, 3), or (batch, tokens, 3) from older callers
         split(":txt_ids", dim=-2, stream="text"),
         split(":controlnet_block_samples", ":controlnet_single_block_samples", dim=1),
+        split(":joint_attention_kwargs.attention_mask", dim=-1, stream=("text", "image")),
         exchange(
             "transformer_blocks.*.attn",
             "single_transformer_blocks.*.attn",

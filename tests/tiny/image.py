@@ -105,10 +105,17 @@ def flux(batch: int = 2, text: int = 7, **config: Any) -> tuple[nn.Module, Input
     )
 
 
+def flux_masked(batch: int = 2) -> tuple[nn.Module, Inputs]:
+    """A key mask over [text | image], as callers pass it through joint_attention_kwargs."""
+    model, inputs = flux(batch)
+    keys = torch.cat([text_mask(batch, 7).bool(), rand(batch, HEIGHT * WIDTH, seed=5) > -1], 1)
+    return model, inputs | dict(joint_attention_kwargs={"attention_mask": keys[:, None, None, :]})
+
+
 def flux_controlled(batch: int = 2) -> tuple[nn.Module, Inputs]:
     model, inputs = flux(batch, text=2)  # fewer words than ranks
     residuals = [rand(batch, HEIGHT * WIDTH, 64, seed=seed) for seed in (6, 7)]
     return model, inputs | dict(controlnet_block_samples=residuals, controlnet_single_block_samples=residuals[:1])
 
 
-TINY = {make.__name__: make for make in (dit, pixart, pixart_masked, sd3, sd35, sd3_skip, flux, flux_controlled)}
+TINY = {make.__name__: make for make in (dit, pixart, pixart_masked, sd3, sd35, sd3_skip, flux, flux_masked, flux_controlled)}
