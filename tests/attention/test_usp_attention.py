@@ -316,3 +316,17 @@ def test_the_callers_own_kernel(ranks, ulysses, ring, method):
 
 def test_the_callers_own_kernel_is_called(ranks):
     assert all(called for _, called in ranks(2, with_own_kernel, 2, 1, "rotate"))
+
+
+def scaled_error(ulysses, ring, method):
+    mesh = init_mesh(ParallelConfig(ulysses, ring, ring_method=method), "cpu")
+    case = Case((4, 4), (4, 4))
+    q, k, v, _ = inputs(case)
+    whole = F.scaled_dot_product_attention(q, k, v, scale=0.7)
+    *pieces, _ = shard(case, q, k, v, None, mesh.sequence.rank())
+    return relative(usp_attention(*pieces, mesh=mesh, scale=0.7), piece(whole, case.lengths, mesh.sequence.rank(), 2), whole)
+
+
+@pytest.mark.parametrize(("ulysses", "ring", "method"), LAYOUTS[1:4])
+def test_scale(ranks, ulysses, ring, method):
+    assert max(ranks(2, scaled_error, ulysses, ring, method)) <= 1e-6
