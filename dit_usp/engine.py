@@ -31,7 +31,7 @@ class Engine:
     Args:
         model: a hub id or a local diffusers folder.
         parallel: the degrees; their product is the number of ranks.
-        nproc: the number of ranks, laid out by ParallelConfig.auto. With neither: one rank a GPU, or one.
+        nproc: the number of ranks, laid out as the model allows (`.parallel` says how). With neither: one rank a GPU, or one.
         device: "cuda" or "cpu"; None: cuda where there is one.
         dtype: such as "bfloat16" or torch.bfloat16; None: as stored.
         **from_pretrained: anything else the pipeline's from_pretrained takes; must pickle.
@@ -52,12 +52,13 @@ class Engine:
         **from_pretrained: Any,
     ) -> None:
         _refuse_inside_a_rank()
-        self.parallel = _layout(parallel, nproc, device)
         self.model = str(model)
         self._lock = threading.Lock()
-        self._ranks = Ranks(self.parallel.world_size)
+        self._ranks = Ranks(_world_size(parallel, nproc, device))
         try:
-            self._ask("load", model=self.model, parallel=self.parallel, device=device, dtype=dtype, options=from_pretrained)
+            self.parallel: ParallelConfig = self._ask(
+                "load", model=self.model, parallel=parallel, device=device, dtype=dtype, options=from_pretrained
+            )
         except BaseException:
             self.close()
             raise
@@ -136,15 +137,16 @@ def _refuse_inside_a_rank() -> None:
         )
 
 
-def _layout(parallel: ParallelConfig | None, nproc: int | None, device: str | None) -> ParallelConfig:
-    gpus = num_gpus() if device is None or device == "cuda" else 0
-    if parallel is None:
-        parallel = ParallelConfig.auto(nproc if nproc is not None else max(1, gpus))
-    elif nproc is not None and nproc != parallel.world_size:
+def _world_size(parallel: ParallelConfig | None, nproc: int | None, device: str | None) -> int:
+    if nproc is not None and nproc < 1:
+        raise ValueError(f"nproc={nproc} ranks cannot make a picture; ask for at least 1.")
+    if parallel is not None and nproc not in (None, parallel.world_size):
         raise ValueError(f"nproc={nproc}, but {parallel} needs {parallel.world_size} ranks; leave nproc out.")
+    gpus = num_gpus() if device in (None, "cuda") else 0
+    ranks = parallel.world_size if parallel is not None else nproc or max(1, gpus)
     if gpus or device == "cuda":
-        check_gpus(parallel.world_size)
-    return parallel
+        check_gpus(ranks)
+    return ranks
 
 
 def run(request: Request, on_progress: OnProgress = lambda doing, done: None) -> list[str]:

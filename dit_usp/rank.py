@@ -42,7 +42,8 @@ def main() -> NoReturn:
     status = Status(status_path(folder, os.environ["RANK"]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGTERM, _leave)
-    threading.Thread(target=_show_life, args=(status, folder, parent), daemon=True).start()
+    life = threading.Thread(target=_show_life, args=(status, parent), daemon=True)
+    life.start()
     code = 1
     try:
         _serve(connection, status)
@@ -50,8 +51,12 @@ def main() -> NoReturn:
     except SystemExit:
         pass
     finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         sys.stdout.flush()
         sys.stderr.flush()
+        if os.getppid() != parent:  # it can no longer tidy up
+            shutil.rmtree(folder, ignore_errors=True)
+            life.join()
         os._exit(code)
 
 
@@ -59,12 +64,11 @@ def _leave(signal_number: int, frame: object) -> NoReturn:
     raise SystemExit(1)  # unwinds the main thread, so that a half-written file is removed
 
 
-def _show_life(status: Status, folder: str, parent: int) -> None:
-    """Beat while the parent lives; end with it. (A stopped rank cannot, but the kernel ends it: its process group is orphaned, POSIX 2.4.3.)"""
+def _show_life(status: Status, parent: int) -> None:
+    """Beat while the parent lives, then end all ranks: this one by unwinding, those that cannot (stopped, stuck in a library) outright."""
     while os.getppid() == parent:
         status.beat()
         time.sleep(BEAT_S)
-    shutil.rmtree(folder, ignore_errors=True)
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(UNWIND_S)
     os.killpg(os.getpgrp(), signal.SIGKILL)

@@ -126,7 +126,7 @@ class Ranks:
 
     def _start(self, rank: int) -> Member:
         ours, theirs = socket.socketpair()
-        log = self.folder / f"rank{rank}.log"
+        status, log = Status(status_path(self.folder, rank)), self.folder / f"rank{rank}.log"
         with theirs, log.open("wb") as output:
             process = subprocess.Popen(
                 # -P: a file in the working folder, say random.py, must not hide a module of that name.
@@ -138,7 +138,7 @@ class Ranks:
                 pass_fds=[theirs.fileno()],
                 process_group=self.members[0].process.pid if self.members else 0,
             )
-        return Member(rank, process, Connection(ours.detach()), Status(status_path(self.folder, rank)), log)
+        return Member(rank, process, Connection(ours.detach()), status, log)
 
     def _environment(self, rank: int) -> dict[str, str]:
         size = str(self.world_size)

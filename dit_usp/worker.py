@@ -27,24 +27,23 @@ class Worker:
         self.pipe: Any = None
         self.is_first = True
 
-    def load(self, model: str, parallel: ParallelConfig, device: str | None, dtype: Any, options: Mapping[str, Any]) -> None:
-        """Load `model` on this rank; `options` go to from_pretrained."""
+    def load(self, model: str, parallel: ParallelConfig | None, device: str | None, dtype: Any, options: Mapping[str, Any]) -> ParallelConfig:
+        """Load `model` on this rank and return its layout; `options` go to from_pretrained."""
         self.report("load")
         if os.path.isdir(model) and not options:
             os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all there is to load is here
-        from dit_usp.launch import join
-
-        self.is_first = join(parallel, device).is_first  # before diffusers is imported: a wrong number of ranks is told at once
         from dit_usp.pipelines import auto_pipeline
 
-        if dtype is not None:
-            options = {**options, "dtype": _torch_dtype(dtype)}
-        self.pipe = auto_pipeline(model, parallel=parallel, **options)
-        self.pipe.on_stage = self.report
-        self.pipe.on_step = lambda step, total: self.report("denoise", step, total)
+        settings = {name: value for name, value in (("device_map", device), ("dtype", _torch_dtype(dtype))) if value is not None}
+        self.pipe = auto_pipeline(model, parallel=parallel, on_stage=self.report, on_step=self._on_step, **settings, **options)
+        self.is_first = self.pipe.mesh.is_first
         if not self.shows_progress:
             self.pipe.set_progress_bar_config(disable=True)
         self.report("idle")
+        return self.pipe.mesh.config
+
+    def _on_step(self, step: int, total: int) -> None:
+        self.report("denoise", step, total)
 
     def generate(self, prompt: Any, seeds: Sequence[int], targets: Sequence[Target], call: Mapping[str, Any]) -> Any:
         """Call the pipeline and save its results; the first rank returns the output's fields (tensors on the CPU), the others None."""
@@ -80,10 +79,12 @@ def _noise(seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def _torch_dtype(name: Any) -> Any:
-    """torch.bfloat16 for itself or "bfloat16"."""
+    """torch.bfloat16 for itself or "bfloat16"; None for None."""
+    if not isinstance(name, str):
+        return name
     import torch
 
-    return getattr(torch, name) if isinstance(name, str) else name
+    return getattr(torch, name)
 
 
 def _portable(output: Any) -> Any:

@@ -36,12 +36,16 @@ def wish(monkeypatch):
     return lambda *words: monkeypatch.setenv("STAND_IN_WISH", json.dumps(words))
 
 
-def runs(pid):
-    """Whether a process exists and is not just a name waiting to be collected."""
+def state(pid):
+    """The kernel's letter for a process: S sleeping, T stopped, Z ended but not collected, X gone ..."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return False
+        return "X"
+
+
+def runs(pid):
+    return state(pid) not in "ZX"
 
 
 def until(condition, seconds):
@@ -52,8 +56,12 @@ def until(condition, seconds):
     return value
 
 
+def record(folder, rank=0):
+    return supervise.Status(supervise.status_path(folder, rank))
+
+
 def doing(folder, rank=0):
-    return str(supervise.Status(supervise.status_path(folder, rank)).doing)
+    return str(record(folder, rank).doing)
 
 
 class Job:
@@ -73,6 +81,8 @@ class Job:
 
     def wait_for(self, stage):
         until(lambda: doing(self.folder).split()[0] == stage, 20)
+        if stage == "load":  # also what a process does before it can tell
+            until(lambda: min(record(self.folder, rank).beats for rank in (0, 1)) > 1, 20)
 
     def end(self, seconds):
         """Its exit code and what it wrote on stderr."""
@@ -108,11 +118,18 @@ def test_kill_9_of_the_parent_takes_the_ranks_along(tmp_path, wish, stage):
     assert not os.path.exists(job.folder)
 
 
+def test_kill_9_of_the_parent_before_the_ranks_have_started(tmp_path):
+    job = Job(tmp_path)
+    os.kill(job.process.pid, signal.SIGKILL)
+    until(lambda: not any(map(runs, job.pids)), JOB_LIMIT_S)
+
+
 def test_kill_9_of_the_parent_ends_stopped_and_hanging_ranks_too(tmp_path, wish):
     wish("denoise", "hang", [0])
     job = Job(tmp_path)
     job.wait_for("denoise")
     os.kill(job.pids[1], signal.SIGSTOP)
+    until(lambda: state(job.pids[1]) == "T", 5)
     os.kill(job.process.pid, signal.SIGKILL)
     until(lambda: not any(map(runs, job.pids)), JOB_LIMIT_S)
 

@@ -34,6 +34,10 @@ def act(stage, wish):
 
 
 class Pipe:
+    def __init__(self, parallel, on_stage, on_step):
+        self.mesh = SimpleNamespace(is_first=RANK == 0, config=parallel)
+        self.on_stage, self.on_step = on_stage, on_step
+
     def set_progress_bar_config(self, disable):
         assert disable
 
@@ -59,9 +63,9 @@ def picture(prompt):
     return Image.new("RGB", (8, 8), "red")
 
 
-def auto_pipeline(model, parallel, wish=None, **options):
+def auto_pipeline(model, parallel, on_stage, on_step, wish=None, **options):
     act("load", wish)
-    return Pipe()
+    return Pipe(parallel, on_stage, on_step)
 
 
 def stand_in(name, **members):
@@ -73,6 +77,3 @@ def stand_in(name, **members):
 if "DIT_USP_STORE" in os.environ:
     stand_in("dit_usp.pipelines", auto_pipeline=auto_pipeline)
     stand_in("torch", Generator=lambda device: SimpleNamespace(manual_seed=lambda seed: seed), float32="float32")
-    import dit_usp.launch
-
-    dit_usp.launch.join = lambda config, device: SimpleNamespace(is_first=RANK == 0)
