@@ -1,0 +1,321 @@
+"""USPPipelineMixin: a diffusers pipeline whose one call is shared by all ranks."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from diffusers import ConfigMixin, DiffusionPipeline
+
+from dit_usp import launch
+from dit_usp.config import ParallelConfig
+from dit_usp.errors import UnsupportedError
+from dit_usp.inject import parallelize, unparallelize
+from dit_usp.mesh import Mesh
+from dit_usp.pipelines import pixart
+from dit_usp.pipelines.agreement import check_arguments, check_first_step
+from dit_usp.pipelines.deal import PER_PROMPT, Share, blank, collect, deal
+from dit_usp.pipelines.layout import check_layout, default_layout, without_cfg
+from dit_usp.pipelines.noise import RowsOfBatch, share_noise
+from dit_usp.pipelines.progress import StepBar
+from dit_usp.places import argument_names, by_name
+
+TRANSFORMERS = ("transformer", "transformer_2")
+_HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision")
+_UNCHANGED = object()
+
+
+def hub_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of from_pretrained's options that say where a config lies."""
+    return {name: options[name] for name in _HUB_OPTIONS if name in options}
+
+
+class _ModelConfig(ConfigMixin):
+    config_name = "config.json"
+
+
+class USPPipelineMixin(DiffusionPipeline):
+    """Put before a diffusers pipeline class, shares its transformers, its guidance halves and its images over ranks.
+
+    Every rank makes the same calls. The first one returns the pictures, on the others the output's fields are None. The first rank's `generator`
+    and `latents` count, the other arguments must be alike. Callbacks run on every rank.
+
+    Attributes:
+        mesh: the ranks that share the calls; None until `parallelize`: a plain diffusers pipeline.
+        on_stage: told "load", "encode", "denoise", "decode" as they begin.
+        on_step: told (step, total) after each step.
+    """
+
+    mesh: Mesh | None = None
+    on_stage: Callable[[str], Any] = staticmethod(lambda stage: None)
+    on_step: Callable[[int, int], Any] = staticmethod(lambda step, total: None)
+    _until_denoising: AbstractContextManager[Any] | None = None
+
+    # -- from files, from another pipeline, from components
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,
+        *,
+        parallel: ParallelConfig | None = None,
+        on_stage: Callable[[str], Any] | None = None,
+        on_step: Callable[[int, int], Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """diffusers' from_pretrained, on every rank; then the pipeline is moved to this rank's device and shared.
+
+        Args:
+            pretrained_model_name_or_path: a hub id or a local folder.
+            parallel: the degrees; None: `ParallelConfig.auto` for the ranks there are (one, if no launcher started this process).
+            on_stage, on_step: the attributes of these names, told "load" already.
+            options: diffusers' own. Of `device_map` only "cuda" and "cpu" (default: cuda where there is one). Without `dtype` float32, as in
+                diffusers, but for the text encoders too.
+
+        Raises:
+            UnsupportedError: a layout that the model cannot take, told by its config.json before the weights are read.
+            ValueError: the ranks started are not parallel.world_size.
+        """
+        if on_stage:
+            on_stage("load")
+        device_type = _device_type(options.pop("device_map", None))
+        model, config = cls._transformer_config(pretrained_model_name_or_path, options)
+        parallel = parallel or default_layout(_world_size(), model, config)
+        check_layout(parallel, model, config)
+        mesh = launch.join(parallel, device_type)
+        options.setdefault("dtype", options.pop("torch_dtype", torch.float32))
+        pipe: Any = super().from_pretrained(pretrained_model_name_or_path, **options)
+        pipe.on_stage, pipe.on_step = on_stage or cls.on_stage, on_step or cls.on_step
+        return pipe.to(mesh.device).parallelize(mesh)
+
+    @classmethod
+    def from_pipe(cls, pipeline: Any, *, parallel: ParallelConfig | None = None, **options: Any) -> Any:
+        """This class with the components of another pipeline, which it shares: `pipeline`'s transformer is parallelized as well.
+
+        Args:
+            pipeline: any diffusers pipeline; a USP one hands on its ranks.
+            parallel: the degrees, unless `pipeline` has some already.
+            options: diffusers' own, but without `dtype` the components keep theirs (diffusers turns them into float32).
+
+        Raises:
+            ValueError: `pipeline` is shared by other degrees than `parallel`.
+        """
+        options.setdefault("dtype", options.pop("torch_dtype", _UNCHANGED))
+        pipe: Any = super().from_pipe(pipeline, **options)
+        if mesh := getattr(pipeline, "mesh", None):
+            if parallel not in (None, mesh.config):
+                raise ValueError(f"this {type(pipeline).__name__} is shared by {mesh.config} already, not by {parallel}.")
+            pipe.mesh = mesh
+            return pipe
+        model, config = type(pipe.transformer).__name__, pipe.transformer.config
+        parallel = parallel or default_layout(_world_size(), model, config)
+        check_layout(parallel, model, config)
+        mesh = launch.join(parallel, _device_type(None))
+        return pipe.to(mesh.device).parallelize(mesh)
+
+    def parallelize(self, mesh: Mesh) -> Any:
+        """Share this pipeline's calls over the ranks of `mesh`, in place; for a pipeline built from components.
+
+        Raises:
+            UnsupportedError: a layout that the transformer cannot take.
+        """
+        for transformer in self._transformers():
+            check_layout(mesh.config, type(transformer).__name__, transformer.config)
+            parallelize(transformer, mesh)
+        self.mesh = mesh
+        return self
+
+    @classmethod
+    def _transformer_config(cls, path: Any, options: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+        """Class name and config of the transformer that would be loaded."""
+        if given := options.get("transformer"):
+            return type(given).__name__, given.config
+        model = cls.load_config(path, **hub_options(options))["transformer"][1]
+        return model, _ModelConfig.load_config(path, subfolder="transformer", **hub_options(options))
+
+    def _transformers(self) -> list[Any]:
+        return [model for name in TRANSFORMERS if (model := getattr(self, name, None)) is not None]
+
+    # -- what else a diffusers pipeline does
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """diffusers' `to`.
+
+        Raises:
+            ValueError: another device than this rank's.
+        """
+        if kwargs.get("dtype") is _UNCHANGED:
+            return self
+        for device in (*args, kwargs.get("device")):
+            if self.mesh and isinstance(device, (str, int, torch.device)) and not _same(torch.device(device), self.mesh.device):
+                raise ValueError(
+                    f"this rank computes on {self.mesh.device}; leave out .to({str(device)!r}), or load with device_map='cpu' or 'cuda'."
+                )
+        return super().to(*args, **kwargs)
+
+    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:
+        """diffusers' own, onto this rank's device."""
+        super().enable_model_cpu_offload(gpu_id, self._offload_device(gpu_id, device))
+
+    def enable_sequential_cpu_offload(self, gpu_id: int | None = None, device: Any = None) -> None:
+        """diffusers' own, onto this rank's device."""
+        super().enable_sequential_cpu_offload(gpu_id, self._offload_device(gpu_id, device))
+
+    def _offload_device(self, gpu_id: int | None, device: Any) -> Any:
+        return self.mesh.device if self.mesh and self.mesh.device.type != "cpu" and gpu_id is None and device is None else device
+
+    @contextmanager
+    def _plain_transformers(self) -> Iterator[None]:
+        """Within it the transformers are diffusers' own, to be taken apart and put together."""
+        mesh = self.mesh
+        for transformer in self._transformers() if mesh else ():
+            unparallelize(transformer)
+        try:
+            yield
+        finally:
+            if mesh:
+                self.parallelize(mesh)
+
+    def to_json_string(self) -> str:
+        """The pipeline's config as diffusers' own class would save it, so that diffusers loads it again."""
+        config = json.loads(super().to_json_string())
+        config["_class_name"] = config["_class_name"].removeprefix("USP")
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+    def progress_bar(self, iterable: Any = None, total: int | None = None) -> StepBar:
+        """One bar, on the first rank; every rank reports its steps."""
+        if self._until_denoising:
+            self._until_denoising.__exit__(None, None, None)
+            self._until_denoising = None
+        self.on_stage("denoise")
+        options = dict(getattr(self, "_progress_bar_config", {}))
+        options["disable"] = options.get("disable", False) or (self.mesh is not None and not self.mesh.is_first)
+        return StepBar(iterable, total=total, on_step=self.on_step, on_end=lambda: self.on_stage("decode"), **options)
+
+    # -- the call
+
+    def _share_call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call `function`, diffusers' __call__ of this pipeline, on all ranks together."""
+        arguments = self._bound(function, args, kwargs)
+        self.on_stage("encode")
+        if self.mesh is None or self.mesh.config.world_size == 1:
+            return function(self, **arguments)
+        check_arguments(arguments, self.mesh)
+        self._check_guidance(function, arguments)
+        arguments = share_noise(arguments, self.mesh)
+        if self.mesh.data.size() > 1:
+            return self._call_on_replicas(function, arguments)
+        output = self._call_replica(function, arguments)
+        return output if self.mesh.is_first else blank(output)
+
+    def _bound(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments given, by name."""
+        signature = inspect.signature(function)
+        arguments = signature.bind(self, *args, **kwargs).arguments
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                arguments.update(arguments.pop(name, {}))
+        arguments.pop("self")
+        return pixart.prepare_call(self, arguments) if type(self.transformer).__name__ == "PixArtTransformer2DModel" else arguments
+
+    def _check_guidance(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+        assert self.mesh
+        scale = arguments.get("guidance_scale", inspect.signature(function).parameters["guidance_scale"].default)
+        if self.mesh.cfg.size() > 1 and scale <= 1:
+            raise UnsupportedError(
+                f"cfg_degree=2 shares the two halves of guidance, which guidance_scale={scale} switches off. "
+                f"Try guidance_scale above 1, or {without_cfg(self.mesh.config, self.transformer.config.get('num_attention_heads'))}."
+            )
+
+    def _call_on_replicas(self, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        """Each replica makes its images; the first rank gets them all."""
+        assert self.mesh
+        per_prompt = next((name for name in PER_PROMPT if name in inspect.signature(function).parameters), None)
+        share = deal(arguments, self.mesh, per_prompt)
+        output, failure = None, None
+        try:
+            if share.rows:
+                output = self._call_share(function, share)
+        except Exception as error:
+            failure = error
+        output, states = collect(output, failure, share, self.mesh)
+        for row, state in states:
+            arguments["generator"][row].set_state(state)  # as far on as on one process
+        return output
+
+    def _call_share(self, function: Callable[..., Any], share: Share) -> Any:
+        rows = RowsOfBatch(share.rows, share.total, share.generators)
+        with ExitStack() as stack:
+            stack.enter_context(rows.in_steps_of(self.scheduler))
+            self._until_denoising = stack.enter_context(ExitStack())
+            self._until_denoising.enter_context(rows)
+            return self._call_replica(function, share.arguments)
+
+    def _call_replica(self, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+        """diffusers' call on the ranks of one replica, of which the first decodes."""
+        assert self.mesh
+        with ExitStack() as stack:
+            stack.enter_context(self._checked_at_first_step())
+            if self.mesh.sequence.rank() or self.mesh.cfg.rank():
+                arguments = {**arguments, "output_type": "latent"}
+                if not _knows_latents(function):
+                    stack.enter_context(self._decoding_nothing())
+            return function(self, **arguments)
+
+    @contextmanager
+    def _checked_at_first_step(self) -> Iterator[None]:
+        """The first call of the transformer compares its inputs over the replica's ranks."""
+        mesh, transformer = self.mesh, self.transformer
+        # A transformer compiled as a whole in place has its hooks in the graph, where ranks cannot be compared.
+        if mesh is None or mesh.sequence.size() * mesh.cfg.size() == 1 or transformer._compiled_call_impl is not None:
+            yield
+            return
+        names = argument_names(transformer)
+
+        def check(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hook.remove()
+            check_first_step(by_name(names, args, kwargs), mesh)
+
+        hook = transformer.register_forward_pre_hook(check, with_kwargs=True, prepend=True)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    @contextmanager
+    def _decoding_nothing(self) -> Iterator[None]:
+        """For pipelines that decode whatever the output_type: on ranks whose picture nobody sees the decoder returns what it gets."""
+        self.vae.decode = lambda latents, *args, **kwargs: SimpleNamespace(sample=latents)
+        try:
+            yield
+        finally:
+            del self.vae.decode
+
+
+def _knows_latents(function: Callable[..., Any]) -> bool:
+    """Whether diffusers' call compares its output_type with "latent"."""
+    return "latent" in inspect.unwrap(function).__code__.co_consts
+
+
+def _world_size() -> int:
+    here = launch.place()
+    return dist.get_world_size() if dist.is_initialized() else here.world_size if here else 1
+
+
+def _device_type(device_map: str | None) -> str | None:
+    """The kind of device to compute on: what the user says, else what the ranks have joined for; None: launch decides."""
+    if device_map not in (None, "cuda", "cpu"):
+        raise ValueError(f"device_map={device_map!r} would spread one rank over devices; each rank has its own. Use 'cuda', 'cpu', or leave it out.")
+    if device_map is None and dist.is_initialized():
+        return "cuda" if "nccl" in dist.get_backend_config() else "cpu"
+    return device_map
+
+
+def _same(device: torch.device, own: torch.device) -> bool:
+    return device.type == own.type and device.index in (None, own.index)
