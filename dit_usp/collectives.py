@@ -39,7 +39,7 @@ def gather(tensor: Tensor, dim: int, sizes: Sequence[int], group: dist.ProcessGr
     if group.size() == 1:
         return tensor
     rows = tensor.movedim(dim, 0)
-    flat = rows.reshape(-1)
+    flat = rows.reshape(-1).contiguous()  # one column of a tensor is flat already, with gaps
     per_row = rows[:1].numel() if rows.shape[0] else _numel(rows.shape[1:])
     if len(set(sizes)) == 1 and not _wants_grad(flat):
         gathered = _carried(flat, lambda wire, _: _all_gather(wire, group))
@@ -75,6 +75,11 @@ def post(flat: Tensor, send_sizes: Sequence[int], receive_sizes: Sequence[int], 
 def wait(pending: Tensor) -> Tensor:
     """The result of `post`, arrived. Blocks the CPU on gloo, the current stream on NCCL."""
     return _Wait.apply(pending) if _wants_grad(pending) else torch.ops._c10d_functional.wait_tensor(pending)
+
+
+def total(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The sum of every rank's `tensor`, on every rank. One collective."""
+    return wait(torch.ops._c10d_functional.all_reduce(tensor.contiguous(), "sum", group.group_name))
 
 
 def exchange_lengths(length: int, group: dist.ProcessGroup) -> tuple[int, ...]:

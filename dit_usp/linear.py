@@ -13,6 +13,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from dit_usp import collectives
+
 LINEAR = ("SanaLinearAttnProcessor2_0", "SanaLinearAttnProcessor3_0")
 EPS = 1e-15  # diffusers' own, in both processors
 
@@ -42,15 +44,10 @@ class LinearProcessor:
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, rotary_emb: tuple[Tensor, Tensor] | None) -> Tensor:
         keys = k if rotary_emb else k.float()  # the normaliser of the rotated kind is in the model's own dtype
-        normaliser = self._sum(keys.sum(2, keepdim=True))
+        normaliser = collectives.total(keys.sum(2, keepdim=True), self.group)
         turned_q, turned_k = (_rotate(x, *rotary_emb).float() for x in (q, k)) if rotary_emb else (q.float(), k.float())
-        state = self._sum(turned_k.mT @ v.float())
+        state = collectives.total(turned_k.mT @ v.float(), self.group)
         return (turned_q @ state) / (q.to(keys.dtype) @ normaliser.mT + EPS)
-
-    def _sum(self, tensor: Tensor) -> Tensor:
-        from torch.distributed._functional_collectives import all_reduce
-
-        return all_reduce(tensor, "sum", self.group)
 
 
 def _rotate(x_BHLD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
