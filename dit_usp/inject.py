@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from dit_usp.linear import LINEAR, LinearProcessor
 from dit_usp.mesh import Mesh
 from dit_usp.models import find_plan
 from dit_usp.places import argument_names, by_name, change, modules_at, require
-from dit_usp.plan import Batch, Count, Exchange, Gather, Late, Neighbour, Place, Reduce, Replicate, ShardPlan, Split, Word
+from dit_usp.plan import Batch, Count, Exchange, Gather, Late, LogBase, Neighbour, Place, Reduce, Replicate, ShardPlan, Split, Word
 from dit_usp.rebind import twin
 from dit_usp.sharding import Sharding
 from dit_usp.translate import translated
@@ -84,7 +85,7 @@ class Injection:
 
     def __init__(self, transformer: nn.Module, plan: ShardPlan, mesh: Mesh) -> None:
         self.transformer, self.plan, self.mesh = transformer, plan, mesh
-        self.sharding = Sharding(plan.model, mesh)
+        self.sharding = Sharding(plan, mesh)
         self.unit_kinds = dict(plan.units)
         self.streams = self.sharding.streams
         self.undo: list[Callable[[], Any]] = []
@@ -93,6 +94,7 @@ class Injection:
         self.processors: list[Any] = []  # ours, one for each of the attentions
         self.gathered: set[int] = set()  # the Gather words that acted in the forward under way
         self.cuts: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # of tensors that every block is handed: cut once a forward
+        self.counts = self._counts()
         self.batch: int | None = None  # of the forward under way, before it was halved
 
     def install(self) -> None:
@@ -109,6 +111,12 @@ class Injection:
             self._hook(self.transformer.register_forward_pre_hook(before, with_kwargs=True, prepend=True))
             self._hook(self.transformer.register_forward_hook(lambda _, args, output: self._leave(output)))
 
+    def _counts(self) -> dict[str, int]:
+        """The defaults of the forward's numbers of tokens: a stream that nobody counts is measured all the same."""
+        parameters = inspect.signature(self.transformer.forward).parameters
+        names = [str(place.argument) for word in self.plan.of(Count) for place in word.places if not place.module]
+        return {name: parameters[name].default for name in names if name in parameters}
+
     def remove(self) -> None:
         """Take everything off, last first."""
         while self.undo:
@@ -122,8 +130,9 @@ class Injection:
             self.gathered.clear()
             self.cuts.clear()
             self.sharding.begin()
-            self.streams.begin(self._units(arguments), _signature(arguments))
+            self.streams.begin(self._units(arguments), _signature(arguments), arguments.get(self.plan.cache) is not None)
             self._rebind_new_processors()
+            arguments = self.counts | arguments
             for word in self.plan.words:
                 if isinstance(word, (Split, Count)):
                     for place in word.places:
@@ -204,16 +213,21 @@ class Injection:
         else:
             self._attach_places(word)
 
-    def _attach_places(self, word: Split | Count | Late | Batch) -> None:
+    def _attach_places(self, word: Split | Count | LogBase | Late | Batch) -> None:
         for place in word.places:
-            for module in require(self.transformer, place.module, place.argument):
+            for module in self._modules(word, place):
                 if isinstance(word, Split) and place.argument is None:
                     self._on_output(module, place.path, partial(self._cut, word=word, place=place))
                 elif isinstance(word, Late):
                     self._on_arguments(module, partial(self._take_mask, str(place.argument)))
                     self._hook(module.register_forward_hook(lambda *_: setattr(self.sharding, "late", None)))
-                elif place.module and isinstance(word, (Split, Count)):
+                elif place.module and isinstance(word, (Split, Count, LogBase)):
                     self._on_arguments(module, partial(self._localise_one, word, place))
+
+    def _modules(self, word: Word, place: Place) -> list[nn.Module]:
+        if isinstance(word, Count) and word.optional:
+            return [module for module in modules_at(self.transformer, place.module) if place.argument in argument_names(module)]
+        return require(self.transformer, place.module, place.argument)
 
     def _attach_exchange(self, word: Exchange) -> None:
         for path in word.modules:
@@ -280,13 +294,16 @@ class Injection:
         self.gathered.add(id(word))
         return self.streams.collect(tensor, word.dim, word.streams)
 
-    def _localise(self, value: Any, word: Split | Count, place: Place) -> Any:
+    def _localise(self, value: Any, word: Split | Count | LogBase, place: Place) -> Any:
         """This rank's part of what lies at `place`: its piece of every tensor, or its share of a number of tokens."""
         if isinstance(word, Count):
-            return change(value, place.path, partial(self.streams.count, word.stream, in_units=word.in_units), kind=int)
+            count = partial(self.streams.count, word.stream, in_units=word.in_units, everywhere=word.everywhere)
+            return change(value, place.path, count, kind=int)
+        if isinstance(word, LogBase):
+            return change(value, place.path, partial(self.streams.log_base, word.stream), kind=int | float)
         return change(value, place.path, partial(self._cut, word=word, place=place))
 
-    def _localise_one(self, word: Split | Count, place: Place, arguments: dict[str, Any]) -> dict[str, Any]:
+    def _localise_one(self, word: Split | Count | LogBase, place: Place, arguments: dict[str, Any]) -> dict[str, Any]:
         if place.argument in arguments:
             arguments[place.argument] = self._localise(arguments[place.argument], word, place)
         return arguments

@@ -38,7 +38,7 @@ def by_name(names: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any])
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-def change(value: Any, path: Sequence[int | str], function: Callable[[Any], Any], kind: type = Tensor) -> Any:
+def change(value: Any, path: Sequence[int | str], function: Callable[[Any], Any], kind: Any = Tensor) -> Any:
     """`value` with function applied to every tensor (every `kind`) at `path` inside it. Containers on the way are copied, never changed in place."""
     if isinstance(value, kind) and not isinstance(value, bool):
         return value if path else function(value)

@@ -106,6 +106,16 @@ class Count:
     places: tuple[Place, ...]
     stream: str
     in_units: bool
+    everywhere: bool
+    optional: bool
+
+
+@dataclass(frozen=True)
+class LogBase:
+    """The base of a logarithm of the number of tokens; see `log_base`."""
+
+    places: tuple[Place, ...]
+    stream: str
 
 
 @dataclass(frozen=True)
@@ -149,8 +159,8 @@ class Batch:
     dim: int
 
 
-Word = Split | Gather | Exchange | Count | Late | Replicate | Neighbour | Reduce | Batch
-W = TypeVar("W", Split, Gather, Exchange, Count, Late, Replicate, Neighbour, Reduce, Batch)
+Word = Split | Gather | Exchange | Count | LogBase | Late | Replicate | Neighbour | Reduce | Batch
+W = TypeVar("W", Split, Gather, Exchange, Count, LogBase, Late, Replicate, Neighbour, Reduce, Batch)
 
 KEEP = "*"  # in a list of streams: a segment that stays as it is, because every rank needs it or it is local already
 LEARN: Streams = ("?",)
@@ -193,13 +203,23 @@ def exchange(
     return Exchange(modules, call, MappingProxyType(dict(calls or {})), optional)
 
 
-def local_int(*places: str, stream: str = "image", in_units: bool = False) -> Count:
+def local_int(*places: str, stream: str = "image", in_units: bool = False, everywhere: bool = False, optional: bool = False) -> Count:
     """Turn a number n of tokens into how many of the stream's first n tokens this rank holds. Measures a stream that was not met before.
 
     Args:
         in_units: the number counts the stream's units (rows, frames), not tokens.
+        everywhere: the model goes another way where the number is 0, so no rank may be left without a token unless all are: fewer are refused.
+        optional: some configs of the model have modules without this argument.
     """
-    return Count(_places(places), stream, in_units)
+    return Count(_places(places), stream, in_units, everywhere, optional)
+
+
+def log_base(*places: str, stream: str = "image") -> LogBase:
+    """Make log_b(tokens) come out as that of the whole stream, where the model counts its own piece: b becomes b^(log piece / log whole).
+
+    For attention whose softmax scale grows with the logarithm of the number of tokens (Lumina-Next).
+    """
+    return LogBase(_places(places), stream)
 
 
 def late(*places: str) -> Late:
@@ -248,6 +268,9 @@ class ShardPlan:
         guidance: "batch" where pipelines put the conditional and the unconditional half in one call, so that cfg_degree=2 can halve it; else "".
         unguided: an argument that marks calls outside guidance: both halves of the ranks compute them whole.
         units: streams whose pieces end on whole rows or frames of latent patches: {"image": "row"}, {"image": "frame"}.
+        short: streams that stay whole on every rank while they have fewer tokens than there are ranks, and where their keys then lie in a call, as
+            `shared` says: {"text": "suffix"}. For models that slice a stream off by its length: [:, :-0] is empty.
+        cache: an argument that holds keys of earlier forwards, each rank its own. Every forward that is given one asks once how many they are.
         heads: the entry of the model's config that counts its attention heads.
     """
 
@@ -256,6 +279,8 @@ class ShardPlan:
     guidance: Literal["", "batch"] = ""
     unguided: str = ""
     units: Mapping[str, Literal["row", "frame"]] = field(default_factory=lambda: MappingProxyType({}))
+    short: Mapping[str, Literal["prefix", "suffix"]] = field(default_factory=lambda: MappingProxyType({}))
+    cache: str = ""
     heads: str = "num_attention_heads"
 
     def num_heads(self, config: Mapping[str, Any]) -> int | None:

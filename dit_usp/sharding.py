@@ -12,7 +12,7 @@ from dit_usp import collectives
 from dit_usp.attention import PreparedMask, attend, prepare_mask
 from dit_usp.errors import UnsupportedError
 from dit_usp.mesh import Mesh
-from dit_usp.plan import LEARN, Call, Streams
+from dit_usp.plan import LEARN, Call, ShardPlan
 from dit_usp.rebind import Attention
 from dit_usp.streams import StreamState
 
@@ -29,8 +29,8 @@ class Sharding:
         late: the whole mask that a `late` word took from the module under way.
     """
 
-    def __init__(self, owner: str, mesh: Mesh) -> None:
-        self.mesh, self.streams = mesh, StreamState(owner, mesh.sequence)
+    def __init__(self, plan: ShardPlan, mesh: Mesh) -> None:
+        self.mesh, self.streams = mesh, StreamState(plan.model, mesh.sequence, plan.short)
         self.turn = 0
         self.late: Tensor | None = None
         self._mask: tuple[Tensor, object, PreparedMask | None] | None = None  # the last mask of this forward, for what call, and made ready for it
@@ -107,11 +107,12 @@ class Sharding:
         local: Any,
     ) -> Tensor:
         """One call in (batch, tokens, heads, size), its keys exchanged as `call` says."""
-        lengths = self._lengths(call.queries, query.shape[1])
-        kv_lengths = lengths if call.keys == call.queries else self._lengths(call.keys, key.shape[1])
+        lengths = self.streams.learn(query.shape[1]) if call.queries == LEARN else self.streams.sizes(call.queries)
+        kv_lengths = self._key_lengths(call, lengths, key.shape[1])
         mask = attn_mask if self.late is None else self.late
-        own, common = _parted(call.shared, kv_lengths[self.mesh.sequence.rank()], key.shape[1])
-        shared = (key[:, common], value[:, common], None) if call.shared else None
+        side = call.shared or self.streams.shared(call.keys)
+        own, common = _parted(side, kv_lengths[self.mesh.sequence.rank()], key.shape[1])
+        shared = (key[:, common], value[:, common], None) if side else None
         heads = (query.shape[2], key.shape[2])
         return attend(
             query,
@@ -136,9 +137,10 @@ class Sharding:
         use = (call, heads, lengths, kv_lengths)
         if self._mask is not None and self._mask[0] is mask and self._mask[1] == use:
             return self._mask[2]
-        rows = mask
+        rows = mask[..., :1, :] if mask.stride(-2) == 0 else mask  # one row, expanded: a mask of keys (Lumina-Next)
         if call.mask == "outer":
-            rows = self._outer(mask, kv_lengths)
+            rows = self._outer(mask, own, common, kv_lengths)
+            own, common = slice(sum(kv_lengths)), slice(sum(kv_lengths), None)
         elif mask is self.late:
             rows = self._own_rows(mask, lengths)
         elif rows.shape[-1] == sum(kv_lengths) != kv_lengths[self.mesh.sequence.rank()] and self.streams.interleaved(call.keys):
@@ -153,21 +155,27 @@ class Sharding:
             kv_heads=heads[1],
             lengths=lengths,
             kv_lengths=kv_lengths,
-            shared_length=len(range(*common.indices(rows.shape[-1]))) if call.shared else 0,
-            shared_mask=rows[..., common] if call.shared else None,
+            shared_length=rows[..., common].shape[-1],
+            shared_mask=rows[..., common] if rows[..., common].shape[-1] else None,
         )
         if not torch.compiler.is_compiling():
             self._mask = (mask, use, prepared)
         return prepared
 
-    def _lengths(self, streams: Streams | None, own: int) -> tuple[int, ...]:
-        return self.streams.learn(own) if streams == LEARN else self.streams.sizes(streams)
+    def _key_lengths(self, call: Call, lengths: tuple[int, ...], own: int) -> tuple[int, ...]:
+        """Keys on each rank, without those that every rank holds."""
+        if call.keys == LEARN:
+            return lengths if call.queries == LEARN else self.streams.learn(own)
+        return self.streams.key_sizes(call.keys, own)
 
-    def _outer(self, mask_BHLL: Tensor, lengths: tuple[int, ...]) -> Tensor:
-        """The processor's product m m^T over its own piece, remade over all: m stands on the diagonal (0 and 1 are their own squares)."""
-        own = mask_BHLL.diagonal(dim1=-2, dim2=-1)
-        keys = collectives.gather(own, -1, lengths, self.mesh.sequence)
-        return own[..., :, None] * keys[..., None, :]
+    def _outer(self, mask_BHLL: Tensor, own: slice, common: slice, kv_lengths: tuple[int, ...]) -> Tensor:
+        """The processor's product m m^T over its own piece, remade over all keys, those that every rank holds last.
+
+        m stands on the diagonal: 0 and 1 are their own squares.
+        """
+        m = mask_BHLL.diagonal(dim1=-2, dim2=-1)
+        keys = torch.cat([collectives.gather(m[..., own], -1, kv_lengths, self.mesh.sequence), m[..., common]], -1)
+        return m[..., :, None] * keys[..., None, :]
 
     def _own_rows(self, mask: Tensor, lengths: tuple[int, ...]) -> Tensor:
         """This rank's rows of a mask (batch, queries, keys) or (batch, heads, queries, keys)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 
 import torch
@@ -19,28 +20,35 @@ class StreamState:
     Args:
         owner: the model's name, for errors.
         group: the ranks that share the sequence.
+        short: as in ShardPlan.
     """
 
-    def __init__(self, owner: str, group: dist.ProcessGroup) -> None:
+    def __init__(self, owner: str, group: dist.ProcessGroup, short: Mapping[str, str]) -> None:
         self.owner, self.group = owner, group
+        self.short = dict(short)  # Dynamo does not trace through a read-only view
         self.lengths: dict[str, int] = {}
         self.units: Mapping[str, int] = {}
         self.signature: Hashable = ()
         self._learned: dict[Hashable, tuple[int, ...]] = {}
         self._asked = 0
+        self._cached: tuple[int, ...] | None = ()
 
-    def begin(self, units: Mapping[str, int], signature: Hashable) -> None:
+    def begin(self, units: Mapping[str, int], signature: Hashable, cache: bool = False) -> None:
         """A forward starts.
 
         Args:
             units: tokens a piece must hold a multiple of, by stream.
             signature: the shapes of all inputs: alike on every rank, it tells one kind of forward from another.
+            cache: this forward is given keys of earlier ones.
         """
         self.lengths.clear()
         self.units, self.signature, self._asked = units, signature, 0
+        self._cached = None if cache else ()
 
     def pieces(self, stream: str) -> tuple[int, ...]:
         """Tokens of a stream on each rank: torch.tensor_split's sizes, in whole units."""
+        if self.is_whole(stream):
+            return (self.lengths[stream],) * self.group.size()
         unit, length = self.units.get(stream, 1), self.lengths[stream]
         if length % unit:
             raise UnsupportedError(f"{self.owner}: {length} tokens of {stream} are not whole rows or frames of {unit}.")
@@ -50,6 +58,27 @@ class StreamState:
         """Tokens of these streams together (None: of all met so far) on each rank."""
         pieces = [self.pieces(stream) for stream in (self.lengths if streams is None else streams)]
         return tuple(map(sum, zip(*pieces, strict=True)))
+
+    def is_whole(self, stream: str) -> bool:
+        """Whether a stream is too short to be cut: every rank holds all of it."""
+        return stream in self.short and self.lengths[stream] < self.group.size()
+
+    def shared(self, streams: Streams | None) -> str:
+        """Where, among the keys of these streams (None: all), those lie that every rank holds: "prefix", "suffix" or "" for none."""
+        return next((side for stream, side in self.short.items() if stream in (streams or self.lengths) and self.is_whole(stream)), "")
+
+    def key_sizes(self, streams: Streams | None, own: int) -> tuple[int, ...]:
+        """Keys on each rank that no other rank holds: those of these streams (None: of all), and those in a cache.
+
+        Args:
+            own: this rank's, those held by every rank left out or not.
+        """
+        sizes = self.sizes(tuple(stream for stream in (streams or self.lengths) if not self.is_whole(stream))) or (0,) * self.group.size()
+        if self._cached is None:
+            if torch.compiler.is_compiling():
+                raise RuntimeError(f"{self.owner} asks how many keys a cache holds; run it without torch.compile.")
+            self._cached = collectives.exchange_lengths(own - self.sizes(streams)[self.group.rank()], self.group)
+        return tuple(map(sum, zip(sizes, self._cached, strict=True))) if self._cached else sizes
 
     def interleaved(self, streams: Streams | None) -> bool:
         """Whether the ranks' pieces, one after the other, are in another order than the model's own: several streams, each cut on its own."""
@@ -68,14 +97,22 @@ class StreamState:
     def own(self, stream: str) -> tuple[int, int]:
         """First token and number of tokens of this rank's piece."""
         pieces, rank = self.pieces(stream), self.group.rank()
+        if self.is_whole(stream):
+            return 0, pieces[rank]
         return sum(pieces[:rank]), pieces[rank]
 
-    def count(self, stream: str, n: int, in_units: bool) -> int:
+    def count(self, stream: str, n: int, in_units: bool, everywhere: bool) -> int:
         """How many of the stream's first n tokens (units) this rank holds; n measures a stream not met before."""
         unit = self.units.get(stream, 1) if in_units else 1
+        if everywhere and 0 < n < self.group.size():
+            raise UnsupportedError(f"{self.owner}: {n} tokens of {stream} are too few for {self.group.size()} ranks; each needs one.")
         self.lengths.setdefault(stream, n * unit)
         first, size = self.own(stream)
         return max(0, min(n * unit - first, size)) // unit
+
+    def log_base(self, stream: str, base: float) -> float:
+        """A base whose logarithm of this rank's tokens is that of all tokens to `base`."""
+        return base ** (math.log(self.own(stream)[1]) / math.log(self.lengths[stream]))
 
     def cut(self, tensor: Tensor, dim: int, streams: Streams, place: object) -> Tensor:
         """This rank's piece of `tensor` along `dim`, each of its streams on its own."""
@@ -88,7 +125,11 @@ class StreamState:
         """Every rank's piece of `tensor` along `dim`, in the order of an unsharded forward."""
         sizes = [self.learn(tensor.shape[dim])] if streams == LEARN else [self.pieces(stream) for stream in streams]
         pieces = tensor.split([size[self.group.rank()] for size in sizes], dim)
-        return _joined([collectives.gather(piece, dim, size, self.group) for piece, size in zip(pieces, sizes, strict=True)], dim)
+        gathered = (
+            piece if self.is_whole(stream) else collectives.gather(piece, dim, size, self.group)
+            for stream, piece, size in zip(streams, pieces, sizes, strict=True)
+        )
+        return _joined(list(gathered), dim)
 
     def _measure(self, streams: Streams, total: int, place: object) -> list[int]:
         """The length of each segment in a dim of `total`; the one that is not known yet takes what the others leave."""
