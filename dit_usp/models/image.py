@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dit_usp.plan import KEEP, Call, batch, exchange, gather, local_int, replicate, shard_plan, split
+from dit_usp.plan import KEEP, Call, batch, exchange, gather, local_int, log_base, neighbour, reduce, replicate, shard_plan, split
 
 PLANS = (
     shard_plan(
@@ -22,11 +22,19 @@ PLANS = (
     ),
     shard_plan(
         "Flux2Transformer2DModel",
-        local_int(":num_ref_tokens", stream="reference"),  # Klein's KV cache: reference tokens come first, and each rank caches its own
-        split(":hidden_states", ":img_ids", dim=1, stream=("reference", "image")),
-        split(":encoder_hidden_states", ":txt_ids", dim=1, stream="text"),
-        exchange("transformer_blocks.*.attn", "single_transformer_blocks.*.attn"),
+        local_int(":num_ref_tokens", stream="reference", everywhere=True),  # Klein's KV cache: references come first, each rank caches its own
+        split(":hidden_states", ":img_ids", dim=-2, stream=("reference", "image")),
+        split(":encoder_hidden_states", ":txt_ids", dim=-2, stream="text"),
+        exchange(
+            "transformer_blocks.*.attn",
+            "single_transformer_blocks.*.attn",
+            # text and image look at everything, then references at references
+            calls=dict.fromkeys(
+                ("Flux2KVAttnProcessor", "Flux2KVParallelSelfAttnProcessor"), (Call(("text", "image")), Call(("reference",), ("reference",)))
+            ),
+        ),
         gather("proj_out", dim=1),
+        cache="kv_cache",
     ),
     shard_plan(
         "QwenImageTransformer2DModel",
@@ -80,7 +88,13 @@ PLANS = (
         split("pe_embedder", dim=1, stream=("image", KEEP)),
         split("double_stream_blocks.*:hidden_states_masks", dim=1),
         split("single_stream_blocks.*:hidden_states_masks", dim=1, stream=("image", KEEP)),
-        exchange("double_stream_blocks.*.block.attn1", "single_stream_blocks.*.block.attn1", queries="?", keys="?"),
+        # a layer's own words come last in it, and leave after it
+        exchange(
+            "double_stream_blocks.*.block.attn1",
+            "single_stream_blocks.*.block.attn1",
+            queries=("image", "t5", "llama", "llama"),
+            keys=("image", "t5", "llama", "llama"),
+        ),
         gather("final_layer", dim=1),
         guidance="batch",
     ),
@@ -128,6 +142,24 @@ PLANS = (
         gather("norm_out", dim=1),
     ),
     shard_plan(
+        "LuminaNextDiT2DModel",
+        split("patch_embedder[0]", "patch_embedder[1]", "patch_embedder[3]", dim=1),
+        log_base("layers.*:cross_attention_kwargs.base_sequence_length"),
+        exchange("layers.*.attn1"),
+        gather("norm_out", dim=1),
+        guidance="batch",
+    ),
+    shard_plan(
+        "SanaTransformer2DModel",
+        split("patch_embed", ":controlnet_block_samples", dim=1),
+        local_int("transformer_blocks.*:height", in_units=True),
+        neighbour("transformer_blocks.*.ff.conv_depth", dim=2, n=1),
+        reduce("transformer_blocks.*.attn1"),
+        gather("proj_out", dim=1),
+        guidance="batch",
+        units={"image": "row"},
+    ),
+    shard_plan(
         "PRXTransformer2DModel",
         split("img_in", dim=1),
         split("pe_embedder", dim=2),
@@ -170,15 +202,17 @@ PLANS = (
         split("transformer_blocks.*:attention_mask", "single_transformer_blocks.*:attention_mask", dim=3, stream=("image", "text")),
         exchange("transformer_blocks.*.attn", "single_transformer_blocks.*.attn"),
         gather("proj_out", dim=1),
+        short={"text": "suffix"},  # its blocks cut the text off by its length
     ),
     shard_plan(
         "GlmImageTransformer2DModel",
-        split("rope[0]", "rope[1]", dim=0),
+        split("rope[0]", "rope[1]", ":image_rotary_emb", dim=0),
         split("transformer_blocks.0:hidden_states", dim=1),
         split("transformer_blocks.0:encoder_hidden_states", dim=1, stream="text"),
         split("transformer_blocks.*:attention_mask", dim=1, stream="text"),
         exchange("transformer_blocks.*.attn1", mask="outer"),
         gather("proj_out", dim=1),
+        cache="kv_caches",
     ),
     shard_plan(
         "BriaTransformer2DModel",
