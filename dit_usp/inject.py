@@ -130,7 +130,7 @@ class Injection:
             self.gathered.clear()
             self.cuts.clear()
             self.sharding.begin()
-            self.streams.begin(self._units(arguments), _signature(arguments), arguments.get(self.plan.cache) is not None)
+            self.streams.begin(self._units(arguments), _signature(arguments, self.plan.ragged), arguments.get(self.plan.cache) is not None)
             self._rebind_new_processors()
             arguments = self.counts | arguments
             for word in self.plan.words:
@@ -366,6 +366,7 @@ class Injection:
                 self.processors[i] = self._rebound(word, module)
 
 
-def _signature(arguments: dict[str, Any]) -> tuple[Any, ...]:
-    """The shapes of a forward's tensor arguments, in order."""
-    return tuple((name, tuple(value.shape)) for name, value in arguments.items() if isinstance(value, Tensor))
+def _signature(arguments: dict[str, Any], ragged: str) -> tuple[Any, ...]:
+    """The shapes of a forward's tensor arguments, in order, and the values of the one that decides lengths."""
+    tensors = [(name, value) for name, value in arguments.items() if isinstance(value, Tensor)]
+    return tuple((name, tuple(value.flatten().tolist()) if name == ragged else (), tuple(value.shape)) for name, value in tensors)

@@ -271,6 +271,7 @@ class ShardPlan:
         short: streams that stay whole on every rank while they have fewer tokens than there are ranks, and where their keys then lie in a call, as
             `shared` says: {"text": "suffix"}. For models that slice a stream off by its length: [:, :-0] is empty.
         cache: an argument that holds keys of earlier forwards, each rank its own. Every forward that is given one asks once how many they are.
+        ragged: a mask by which the model drops words: its values, not only its shape, decide how many keys the calls of stream "?" have.
         heads: the entry of the model's config that counts its attention heads.
     """
 
@@ -281,6 +282,7 @@ class ShardPlan:
     units: Mapping[str, Literal["row", "frame"]] = field(default_factory=lambda: MappingProxyType({}))
     short: Mapping[str, Literal["prefix", "suffix"]] = field(default_factory=lambda: MappingProxyType({}))
     cache: str = ""
+    ragged: str = ""
     heads: str = "num_attention_heads"
 
     def num_heads(self, config: Mapping[str, Any]) -> int | None:

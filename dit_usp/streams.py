@@ -115,7 +115,9 @@ class StreamState:
         return base ** (math.log(self.own(stream)[1]) / math.log(self.lengths[stream]))
 
     def cut(self, tensor: Tensor, dim: int, streams: Streams, place: object) -> Tensor:
-        """This rank's piece of `tensor` along `dim`, each of its streams on its own."""
+        """This rank's piece of `tensor` along `dim`, each of its streams on its own. One value for a whole stream (a time a sample) stays."""
+        if tensor.shape[dim] == 1 < sum(self.lengths.get(stream, 0) for stream in streams):
+            return tensor
         segments = tensor.split(self._measure(streams, tensor.shape[dim], place), dim)
         pieces = [segment if stream == KEEP else segment.narrow(dim, *self.own(stream)) for stream, segment in zip(streams, segments, strict=True)]
         # Contiguous once here: the model's own .view calls expect what an unsharded forward gives them.
