@@ -41,10 +41,11 @@ PLANS: tuple[ShardPlan, ...] = (
         split("rope[0]", "rope[1]", dim=0),
         split("transformer_blocks.0:hidden_states", dim=1),
         split("transformer_blocks.0:encoder_hidden_states", dim=1, stream="text"),
-        split("transformer_blocks.*:attention_mask", "single_transformer_blocks.*:attention_mask", dim=3, stream=("image", "text")),
-        local_int("transformer_blocks.*:num_tokens", "single_transformer_blocks.*:num_tokens"),  # token replacement: those of the first frame
-        exchange("transformer_blocks.*.attn", "single_transformer_blocks.*.attn"),
+        split("*transformer_blocks.*:attention_mask", dim=3, stream=("image", "text")),
+        local_int("*transformer_blocks.*:num_tokens", optional=True),  # those of the first frame, where it is a picture given whole
+        exchange("*transformer_blocks.*.attn"),
         gather("proj_out", dim=1),
+        short={"text": "suffix"},
     ),
     shard_plan(
         "HunyuanVideo15Transformer3DModel",
@@ -53,15 +54,17 @@ PLANS: tuple[ShardPlan, ...] = (
         split("transformer_blocks.0:encoder_hidden_states", "transformer_blocks.*:attention_mask", dim=1, stream="text"),
         exchange("transformer_blocks.*.attn", mask="outer"),
         gather("proj_out", dim=1),
+        short={"text": "suffix"},
     ),
     shard_plan(
         "HunyuanVideoFramepackTransformer3DModel",
         split("transformer_blocks.0:hidden_states", dim=1),
         split("transformer_blocks.0:encoder_hidden_states", dim=1, stream="text"),
         split("transformer_blocks.*:freqs_cis", "single_transformer_blocks.*:image_rotary_emb", dim=0),
-        split("transformer_blocks.*:attention_mask", "single_transformer_blocks.*:attention_mask", dim=3, stream=("image", "text")),
-        exchange("transformer_blocks.*.attn", "single_transformer_blocks.*.attn"),
+        split("*transformer_blocks.*:attention_mask", dim=3, stream=("image", "text")),
+        exchange("*transformer_blocks.*.attn"),
         gather("single_transformer_blocks.-1[0]", dim=1),
+        short={"text": "suffix"},
     ),
     shard_plan(
         "LTXVideoTransformer3DModel",
@@ -116,6 +119,7 @@ PLANS: tuple[ShardPlan, ...] = (
         exchange("transformer_blocks.*.attn1", queries="?", keys="?"),  # one call a sample, over the words that its mask keeps
         gather("proj_out", dim=1),
         guidance="batch",
+        ragged="encoder_attention_mask",
     ),
     shard_plan(
         "CosmosTransformer3DModel",
