@@ -18,13 +18,13 @@ class Picture:
     """One picture, or clip, to make.
 
     Attributes:
-        prompt: what the model reads.
+        prompt: what the model reads: a text, or the number of a class.
         seed: of its noise alone: the same picture comes back from it whatever else is made beside it.
         path: the file to write.
         asked: what the user wrote, where that differs from the prompt ("puppy", read as "dog face").
     """
 
-    prompt: str
+    prompt: str | int
     seed: int
     path: str
     asked: str = ""

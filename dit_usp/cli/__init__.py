@@ -1,0 +1,64 @@
+"""The command line: it parses and checks, the library works. One module a command, imported when it is asked for; no torch here."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from dit_usp import __version__
+from dit_usp.cli.console import talks
+
+COMMANDS = ("generate", "models", "show")
+
+REFUSED, FAILED, INTERRUPTED = 2, 1, 130  # exit codes; the last is what shells give for Ctrl-C
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are `command` in the modules of their names."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        return importlib.import_module(f"dit_usp.cli.{name}").command if name in COMMANDS else None
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "-V", "--version", message="dit-usp %(version)s")
+def group() -> None:
+    """Pictures from diffusion transformers, made by several GPUs or CPU processes together.
+
+    \b
+    dit-usp generate "a red heart" -o heart.png --nproc 2
+    """
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """The `dit-usp` command: run it and leave with its exit code."""
+    sys.exit(run(sys.argv[1:] if args is None else args))
+
+
+def run(args: Sequence[str]) -> int:
+    """Run the command and return its exit code: 0, 2 for what is refused, 1 for what failed on the way. Errors are one line on stderr."""
+    try:
+        return group.main(list(args) or ["--help"], prog_name="dit-usp", standalone_mode=False) or 0
+    except (click.ClickException, ValueError, TypeError) as error:
+        return _end(error, error.format_message() if isinstance(error, click.ClickException) else str(error), REFUSED, args)
+    except (OSError, RuntimeError) as error:
+        return _end(error, str(error), FAILED, args)
+    except (click.Abort, KeyboardInterrupt) as error:
+        return _end(error, "interrupted.", INTERRUPTED, args)
+
+
+def _end(error: BaseException, text: str, code: int, args: Sequence[str]) -> int:
+    """Say why, once: under a launcher every rank comes here, and the first one talks."""
+    if "--debug" in args:
+        traceback.print_exception(error)
+    if talks():
+        click.echo(f"dit-usp: {' '.join(text.split())}", err=True)
+    return code

@@ -1,0 +1,125 @@
+"""The arguments of the pipeline's call: what the user gave, checked against the model's own files."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dit_usp import prompts
+from dit_usp.cli.model import Model
+from dit_usp.cli.signature import read_settings
+
+if TYPE_CHECKING:
+    from dit_usp.cli.generate import Options
+
+MAX_SIDE = 16384  # pixels; WebP's and most viewers' limit
+
+
+def arguments(options: Options, model: Model) -> dict[str, Any]:
+    """What is passed to the pipeline: the options given, what suits a model of ours, and --set; nothing else.
+
+    Raises:
+        ValueError: an argument the pipeline does not have, or a value the model cannot work with.
+    """
+    given = {
+        "num_inference_steps": ("--steps", options.steps),
+        "guidance_scale": ("--guidance", options.guidance),
+        "height": ("--height", options.height),
+        "width": ("--width", options.width),
+        "num_frames": ("--frames", options.frames),
+        "negative_prompt": ("--negative", options.negative),
+    }
+    for name, (option, value) in given.items():
+        if value is not None and name not in model.parameters:
+            raise ValueError(f"{option}: {model.pipeline} {_lacks(name)}; leave it out.")
+    call = dict(model.calls) | {name: value for name, (_, value) in given.items() if value is not None}
+    _check_steps(call, model)
+    _check_guidance(call, model)
+    _check_sizes(call, model)
+    return call | read_settings(options.settings, model.parameters, model.pipeline)
+
+
+def _lacks(name: str) -> str:
+    return {"num_frames": "makes pictures, not clips", "height": "has one size", "width": "has one size"}.get(name, f"has no {name}")
+
+
+def guidance(call: Mapping[str, Any], model: Model) -> float | None:
+    """The guidance scale that will be used, or None where the pipeline has none."""
+    parameter = model.parameters.get("guidance_scale")
+    return call.get("guidance_scale", parameter.default) if parameter else None
+
+
+def _check_steps(call: Mapping[str, Any], model: Model) -> None:
+    steps = call.get("num_inference_steps")
+    solver = model.scheduler.get("_class_name", "")
+    # PixArt's loop reads the second timestep (FIELD.md 6), which a DPM-Solver run of one step does not have.
+    least = 2 if model.transformer_class == "PixArtTransformer2DModel" and solver.startswith("DPMSolver") else 1
+    most = model.scheduler.get("num_train_timesteps", 1000)
+    if steps is not None and not least <= steps <= most:
+        raise ValueError(f"--steps {steps}: {model.name} makes a picture in {least} to {most} steps; use --steps {min(max(steps, least), most)}.")
+
+
+def _check_guidance(call: Mapping[str, Any], model: Model) -> None:
+    scale = guidance(call, model)
+    if scale is None:
+        return
+    if not (math.isfinite(scale) and scale >= 0):
+        raise ValueError(f"--guidance {scale:g} is not a strength; use 0 or more (1: no guidance).")
+    if scale <= 1 and call.get("negative_prompt"):
+        raise ValueError(f"--negative has no effect with --guidance {scale:g}; use --guidance above 1, or leave --negative out.")
+
+
+def _check_sizes(call: Mapping[str, Any], model: Model) -> None:
+    unit = model.scale * model.patch
+    for side in ("height", "width"):
+        pixels = call.get(side)
+        if pixels is None:
+            continue
+        nearest = min(max(unit, round(pixels / unit) * unit), MAX_SIDE)
+        if pixels % unit or not 0 < pixels <= MAX_SIDE:
+            raise ValueError(f"--{side} {pixels}: {model.name} makes multiples of {unit} from {unit} to {MAX_SIDE}; use --{side} {nearest}.")
+        largest = model.transformer.get("pos_embed_max_size")
+        if largest and pixels > largest * unit:
+            raise ValueError(f"--{side} {pixels}: {model.name} has positions for {largest} patches of {unit}; use --{side} {largest * unit}.")
+    if call.get("num_frames", 1) < 1:
+        raise ValueError(f"--frames {call['num_frames']} makes nothing; use 1 or more.")
+
+
+def size(call: Mapping[str, Any], model: Model) -> tuple[int, int]:
+    """Height and width in pixels."""
+    height, width = model.default_size()
+    return call.get("height", height), call.get("width", width)
+
+
+def read_prompts(asked: Sequence[str], model: Model) -> tuple[list[str | int], list[str]]:
+    """The prompts as the model reads them, and notes on what was changed.
+
+    Raises:
+        ValueError: a model of classes has none of that name.
+    """
+    if "class_labels" in model.parameters:
+        labels = _labels(model)
+        return [_label(text, labels, model) for text in asked], []
+    if model.folder is None:
+        return list(asked), []
+    resolved = [prompts.resolve(text, model.folder) for text in asked]
+    return [one.prompt for one in resolved], list(dict.fromkeys(one.note for one in resolved if one.note))
+
+
+def _labels(model: Model) -> dict[str, int]:
+    """The model's class names, as DiTPipeline splits them: "tench, Tinca tinca" are two names of one class."""
+    listed = model.index.get("id2label") or {}
+    return {name.strip().lower(): int(label) for label, names in listed.items() for name in names.split(",")}
+
+
+def _label(text: str, labels: Mapping[str, int], model: Model) -> int:
+    count = model.transformer["num_embeds_ada_norm"]
+    if text.isdigit() and int(text) < count:
+        return int(text)
+    if text.lower() in labels:
+        return labels[text.lower()]
+    nearest = difflib.get_close_matches(text.lower(), labels, n=3, cutoff=0.3)
+    known = f" Nearest: {', '.join(nearest)}." if nearest else f" Use 0 to {count - 1}."
+    raise ValueError(f"{text!r} is no class of {model.name}.{known}")
