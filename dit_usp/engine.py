@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from dit_usp import __version__
 from dit_usp.config import ParallelConfig
 from dit_usp.launch import check_gpus, num_gpus, place
 from dit_usp.request import Picture, Request
@@ -97,7 +99,7 @@ class Engine:
         for path in paths:
             if path.suffix.lower() not in CLIP_SUFFIXES:
                 image_format(path)
-        told = {"model": self.model, "layout": str(self.parallel), "ranks": self.parallel.world_size}
+        told = {"model": self.model, "layout": str(self.parallel), "ranks": self.parallel.world_size, "versions": versions()}
         # One seed for several pictures is the seed of all of them together.
         each = seeds if len(seeds) == len(paths) else (seeds or [None]) * len(paths)  # type: ignore[list-item]
         return [Target(str(path), {"prompt": text, "seed": own, **told}) for path, text, own in zip(paths, prompts, each, strict=True)]
@@ -117,6 +119,11 @@ class Engine:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that decide how a picture looks; recorded in its file."""
+    return {"dit-usp": __version__, **{package: version(package) for package in ("diffusers", "transformers", "torch")}}
 
 
 def _ask(ranks: Ranks, name: str, arguments: dict[str, Any], on_doing: Callable[[Doing], None] = lambda doing: None) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +34,11 @@ class Worker:
         self.report("load")
         if os.path.isdir(model) and not options:
             os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all there is to load is here
-        from dit_usp.pipelines import auto_pipeline
-
         settings = {name: value for name, value in (("device_map", device), ("dtype", _torch_dtype(dtype))) if value is not None}
-        self.pipe = auto_pipeline(model, parallel=parallel, on_stage=self.report, on_step=self._on_step, **settings, **options)
+        with _uncollected():
+            from dit_usp.pipelines import auto_pipeline
+
+            self.pipe = auto_pipeline(model, parallel=parallel, on_stage=self.report, on_step=self._on_step, **settings, **options)
         self.is_first = self.pipe.mesh.is_first
         if not self.shows_progress:
             self.pipe.set_progress_bar_config(disable=True)
@@ -66,6 +69,16 @@ class Worker:
             paths = [str(save(result, target)) for result, target in zip(results, targets, strict=True)]
         self.report("idle")
         return paths
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Importing torch and diffusers makes a million lasting objects; looking for garbage among them takes 1.2 of 5.7 s (CPU time, torch 2.13)."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _noise(seeds: Sequence[int]) -> dict[str, Any]:

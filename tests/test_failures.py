@@ -65,7 +65,7 @@ def doing(folder, rank=0):
 
 
 class Job:
-    """What a user starts: a process that starts two ranks and writes heart.png into a folder."""
+    """`dit-usp generate` on two ranks, writing heart.png into a folder."""
 
     def __init__(self, folder):
         self.process = subprocess.Popen(
@@ -102,7 +102,9 @@ def test_kill_9_of_a_rank_in_every_stage(tmp_path, wish, stage, rank):
     os.kill(job.pids[rank], signal.SIGKILL)
     code, text = job.end(JOB_LIMIT_S)
     assert code == 1
-    assert re.fullmatch(rf"rank {rank} was killed \(SIGKILL; out of memory\?\) during {stage}( step 2/3)?; its log is \S+rank{rank}.log\n", text)
+    assert re.fullmatch(
+        rf"dit-usp: rank {rank} was killed \(SIGKILL; out of memory\?\) during {stage}( step 2/3)?; its log is \S+rank{rank}.log\n", text
+    )
     assert not list(tmp_path.iterdir())
     assert not any(map(runs, job.pids))
 
@@ -141,7 +143,8 @@ def test_ctrl_c(tmp_path, wish, stage, to_all):
     job = Job(tmp_path)
     job.wait_for(stage)
     (os.killpg if to_all else os.kill)(job.process.pid, signal.SIGINT)
-    assert job.end(CTRL_C_LIMIT_S) == (130, "")
+    code, text = job.end(CTRL_C_LIMIT_S)
+    assert (code, text.strip()) == (130, "dit-usp: interrupted.")  # click ends the line that ^C is on
     assert not list(tmp_path.iterdir())
     assert not any(map(runs, job.pids))
     assert not os.path.exists(job.folder)
@@ -149,7 +152,8 @@ def test_ctrl_c(tmp_path, wish, stage, to_all):
 
 def test_an_undisturbed_job_writes_its_file_and_leaves_nothing_else(tmp_path):
     job = Job(tmp_path)
-    assert job.end(JOB_LIMIT_S) == (0, "")
+    code, text = job.end(JOB_LIMIT_S)
+    assert code == 0, text
     assert [path.name for path in tmp_path.iterdir()] == ["heart.png"]
     assert not any(map(runs, job.pids))
     assert not os.path.exists(job.folder)

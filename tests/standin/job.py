@@ -1,10 +1,8 @@
-"""What the command line does, on stand-in ranks: `python job.py FOLDER`. Prints the ranks' process numbers as soon as they run."""
+"""What a user does, on stand-in ranks: `python job.py FOLDER` is `dit-usp generate` on two ranks; it prints their process numbers first."""
 
 import sys
 
-from dit_usp.config import ParallelConfig
-from dit_usp.engine import RankError, run
-from dit_usp.request import Picture, Request
+from dit_usp import cli
 from dit_usp.supervise import Ranks
 
 start = Ranks._start
@@ -17,10 +15,4 @@ def start_and_tell(ranks, rank):
 
 
 Ranks._start = start_and_tell
-try:
-    run(Request("stand-in", (Picture("a red heart", 1, f"{sys.argv[1]}/heart.png"),), config=ParallelConfig(ulysses_degree=2)))
-except RankError as error:
-    print(error, file=sys.stderr)
-    sys.exit(1)
-except KeyboardInterrupt:
-    sys.exit(130)
+cli.main(["generate", "red heart", "-o", f"{sys.argv[1]}/heart.png", "--ulysses", "2", "--device", "cpu"])

@@ -10,6 +10,8 @@ import sys
 import time
 from types import ModuleType, SimpleNamespace
 
+from dit_usp.config import ParallelConfig
+
 RANK = int(os.environ.get("RANK", "0"))
 WISH = json.loads(os.environ.get("STAND_IN_WISH", "null"))
 
@@ -35,7 +37,7 @@ def act(stage, wish):
 
 class Pipe:
     def __init__(self, parallel, on_stage, on_step):
-        self.mesh = SimpleNamespace(is_first=RANK == 0, config=parallel)
+        self.mesh = SimpleNamespace(is_first=RANK == 0, config=parallel or ParallelConfig(int(os.environ["WORLD_SIZE"])))
         self.on_stage, self.on_step = on_stage, on_step
 
     def set_progress_bar_config(self, disable):

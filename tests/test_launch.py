@@ -1,0 +1,131 @@
+"""Whoever starts a rank: it knows its place, meets the others, and refuses a wrong number of them before it waits for any."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dit_usp import launch
+from dit_usp.config import ParallelConfig
+from dit_usp.launch import Place, first_host, master_address, num_threads, place, under_launcher
+
+TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+SLURM = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "6", "SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "2(x3)"}
+OPEN_MPI = {f"OMPI_COMM_WORLD_{name}": value for name, value in (("RANK", "1"), ("SIZE", "2"), ("LOCAL_RANK", "1"), ("LOCAL_SIZE", "2"))}
+
+WORLD = """
+import json, sys, torch, torch.distributed as dist
+from dit_usp.config import ParallelConfig
+from dit_usp.launch import join
+mesh = join(ParallelConfig(ulysses_degree=2), "cpu")
+mesh = join(None, "cpu")  # again: another Mesh, the same ranks
+total = torch.tensor(dist.get_rank() + 1)
+dist.all_reduce(total, group=mesh.ulysses)
+sys.stdout.write(json.dumps([dist.get_rank(), mesh.is_first, total.item(), torch.get_num_threads()]) + "\\n")
+sys.stdout.flush()
+if "fail" in sys.argv[1:]:
+    if not mesh.is_first:
+        raise ValueError("this rank fails")
+    dist.all_reduce(total)  # would wait for half an hour
+"""
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, None),
+        (TORCHRUN, Place(5, 8, 1, 4)),
+        (SLURM, Place(3, 6, 1, 2)),
+        (OPEN_MPI, Place(1, 2, 1, 2)),
+        ({"PMI_RANK": "1", "PMI_SIZE": "2"}, Place(1, 2, 1, 2)),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, Place(0, 2, 0, 2)),
+        # A batch script: Slurm has given it 6 tasks, but it is one process and no rank.
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "6", "SLURM_LOCALID": "0"}, None),
+        (SLURM | TORCHRUN, Place(5, 8, 1, 4)),  # torchrun started by srun
+    ],
+)
+def test_place(environ, expected):
+    assert place(environ) == expected
+
+
+def test_this_process_is_no_rank(monkeypatch):
+    assert not under_launcher()
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    assert under_launcher()
+
+
+def test_where_the_first_rank_is():
+    assert master_address({"MASTER_ADDR": "gpu1", "MASTER_PORT": "29500", "SLURM_STEP_NODELIST": "gpu7"}) == ("gpu1", 29500)
+    ports = {master_address({"SLURM_STEP_NODELIST": "gpu[07-09]", "SLURM_JOB_ID": job, "SLURM_STEP_ID": step}) for job in "12" for step in "01"}
+    assert len(ports) == 4
+    assert {host for host, _ in ports} == {"gpu07"}
+    with pytest.raises(ValueError, match=r"^This launcher does not say where the first rank is: set MASTER_ADDR and MASTER_PORT\.$"):
+        master_address(OPEN_MPI)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "host"), [("login1", "login1"), ("gpu[07-09,12],login1", "gpu07"), ("a-b[1,3]", "a-b1"), ("x1,x2", "x1"), ("r[01-02]n[3-4]", "r01n3")]
+)
+def test_first_host(nodes, host):
+    assert first_host(nodes) == host
+
+
+def test_threads_share_the_cores_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.setattr(launch, "num_cores", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert [num_threads(ranks) for ranks in (1, 2, 4, 6, 12)] == [6, 3, 1, 1, 1]
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert num_threads(6) == 5
+
+
+def test_another_number_of_ranks_is_refused_before_they_meet(monkeypatch):
+    with pytest.raises(
+        ValueError, match=r"^ulysses 2 x ring 2 x cfg 1 x data 1 needs 4 ranks, but 1 was started: use torchrun --nproc-per-node 4, or"
+    ):
+        launch.join(ParallelConfig(2, 2), "cpu")
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="needs 4 ranks, but 8 were started"):
+        launch.join(ParallelConfig(2, 2), "cpu")
+
+
+def test_more_ranks_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(launch, "num_gpus", lambda: 2)
+    with pytest.raises(ValueError, match=r"^4 ranks need 4 GPUs, but this machine has 2\. Start at most 2 ranks, or compute on the CPU\.$"):
+        launch.check_gpus(4)
+    launch.check_gpus(2)
+
+
+def run_world(environs, command, *args):
+    """Run WORLD by `command` in as many processes as there are environments; (exit code, stdout, stderr) of each."""
+    processes = [
+        subprocess.Popen([*command, *args], env={**os.environ, **environ}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for environ in environs
+    ]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    return [(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
+
+
+def test_ranks_of_srun_meet_and_share_cores(tmp_path, monkeypatch):
+    (tmp_path / "world.py").write_text(WORLD)
+    job = str(time.monotonic_ns() % 10**6)
+    slurm = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": job}
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    ranks = [{**slurm, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)} for rank in range(2)]
+    results = run_world(ranks, [sys.executable, str(tmp_path / "world.py")])
+    assert [code for code, _, _ in results] == [0, 0], results
+    threads = max(1, launch.num_cores() // 2)
+    assert [json.loads(out) for _, out, _ in results] == [[0, True, 3, threads], [1, False, 3, threads]]
+
+
+def test_under_torchrun_ranks_meet_and_a_failing_one_ends_the_others(tmp_path):
+    (tmp_path / "world.py").write_text(WORLD)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "world.py")]
+    ((code, out, err),) = run_world([{}], torchrun, "fail")
+    assert sorted(json.loads(line) for line in out.splitlines()) == [[0, True, 3, 1], [1, False, 3, 1]]
+    assert code != 0
+    assert "this rank fails" in err
