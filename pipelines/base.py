@@ -22,8 +22,9 @@ from dit_usp.pipelines import pixart
 from dit_usp.pipelines.agreement import check_arguments, check_first_step
 from dit_usp.pipelines.deal import PER_PROMPT, Share, blank, collect, deal
 from dit_usp.pipelines.layout import check_layout, default_layout, without_cfg
-from dit_usp.pipelines.noise import RowsOfBatch, share_noise
+from dit_usp.pipelines.noise import RowsOfBatch, share_noise, swapped
 from dit_usp.pipelines.progress import StepBar
+from dit_usp.pipelines.table import ONE_A_PROMPT
 from dit_usp.places import argument_names, by_name
 
 TRANSFORMERS = ("transformer", "transformer_2")
@@ -236,7 +237,8 @@ class USPPipelineMixin(DiffusionPipeline):
     def _call_on_replicas(self, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """Each replica makes its images; the first rank gets them all."""
         assert self.mesh
-        per_prompt = next((name for name in PER_PROMPT if name in inspect.signature(function).parameters), None)
+        one = type(self).__name__.removeprefix("USP") in ONE_A_PROMPT
+        per_prompt = None if one else next((name for name in PER_PROMPT if name in inspect.signature(function).parameters), None)
         share = deal(arguments, self.mesh, per_prompt)
         output, failure = None, None
         try:
@@ -288,14 +290,9 @@ class USPPipelineMixin(DiffusionPipeline):
         finally:
             hook.remove()
 
-    @contextmanager
-    def _decoding_nothing(self) -> Iterator[None]:
+    def _decoding_nothing(self) -> AbstractContextManager[None]:
         """For pipelines that decode whatever the output_type: on ranks whose picture nobody sees the decoder returns what it gets."""
-        self.vae.decode = lambda latents, *args, **kwargs: SimpleNamespace(sample=latents)
-        try:
-            yield
-        finally:
-            del self.vae.decode
+        return swapped(self.vae, "decode", lambda latents, *args, **kwargs: SimpleNamespace(sample=latents))
 
 
 def _knows_latents(function: Callable[..., Any]) -> bool:

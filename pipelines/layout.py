@@ -12,23 +12,25 @@ from dit_usp.models import find_plan
 
 def default_layout(world_size: int, model: str, config: Mapping[str, Any]) -> ParallelConfig:
     """The layout we pick for a transformer class `model` with the entries of its config.json."""
-    plan = find_plan(model)
-    return ParallelConfig.auto(world_size, heads=config.get("num_attention_heads"), guidance=plan is not None and plan.guidance == "batch")
+    return ParallelConfig.auto(world_size, heads=config.get("num_attention_heads"), guidance=_halves(model))
+
+
+def _halves(model: str) -> bool:
+    """Whether its pipelines give the model both halves of guidance as one batch."""
+    plan = find_plan(model)  # a model that runs by its own `_cp_plan` has none
+    return plan is not None and plan.guidance == "batch"
 
 
 def check_layout(parallel: ParallelConfig, model: str, config: Mapping[str, Any]) -> None:
     """Refuse what the transformer class `model` cannot do.
 
     Raises:
-        UnsupportedError: no shard plan, fewer heads than ulysses_degree, or guidance that is not two halves of one batch with cfg_degree=2.
+        UnsupportedError: fewer heads than ulysses_degree, or guidance that is not two halves of one batch with cfg_degree=2.
     """
-    plan = find_plan(model)
-    if plan is None:
-        raise UnsupportedError(f"{model} has no shard plan; CONTRIBUTING shows how to add one in ten lines ('add a model').")
     heads = config.get("num_attention_heads")
     if heads is not None:
         parallel.check_heads(heads, model)
-    if parallel.cfg_degree > 1 and plan.guidance != "batch":
+    if parallel.cfg_degree > 1 and not _halves(model):
         raise UnsupportedError(
             f"cfg_degree=2 needs guidance as two halves of one batch, which {model} does not get from its pipelines. "
             f"Try {without_cfg(parallel, heads)}."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
@@ -101,8 +101,18 @@ class RowsOfBatch(TorchFunctionMode):
             with self:
                 return step(*args, **kwargs)
 
-        scheduler.step = step_in_rows
-        try:
+        with swapped(scheduler, "step", step_in_rows):
             yield
-        finally:
-            del scheduler.step
+
+
+@contextmanager
+def swapped(owner: Any, method: str, other: Callable[..., Any]) -> Iterator[None]:
+    """Within it, `owner` (this object alone) has another method."""
+    before = vars(owner).get(method)
+    setattr(owner, method, other)
+    try:
+        yield
+    finally:
+        delattr(owner, method)
+        if before is not None:
+            setattr(owner, method, before)

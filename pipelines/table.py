@@ -10,3 +10,5 @@ PIPELINES: dict[str, tuple[str, ...]] = {
     "CogVideoXTransformer3DModel": ("CogVideoXPipeline",),
 }
 NAMES = tuple(name for names in PIPELINES.values() for name in names)
+
+ONE_A_PROMPT = ("CogVideoXPipeline",)  # diffusers 0.42 sets their num_videos_per_prompt to 1, whatever it is
