@@ -49,10 +49,10 @@ def run(args: Sequence[str]) -> int:
         return group.main(list(args) or ["--help"], prog_name="dit-usp", standalone_mode=False) or 0
     except (click.ClickException, ValueError, TypeError) as error:
         return _end(error, error.format_message() if isinstance(error, click.ClickException) else str(error), REFUSED, args)
+    except (click.Abort, KeyboardInterrupt) as error:  # before RuntimeError, which Abort is too
+        return _end(error, "interrupted.", INTERRUPTED, args)
     except (OSError, RuntimeError) as error:
         return _end(error, str(error), FAILED, args)
-    except (click.Abort, KeyboardInterrupt) as error:
-        return _end(error, "interrupted.", INTERRUPTED, args)
 
 
 def _end(error: BaseException, text: str, code: int, args: Sequence[str]) -> int:
