@@ -156,8 +156,9 @@ def difference(one, other):
 
 
 @pytest.mark.timeout(300)
-def test_the_picture_is_that_of_one_process(tmp_path):
+def test_the_picture_is_that_of_one_process(tmp_path, tmp_path_factory, monkeypatch):
     """The real thing: two ranks against the same pipeline in this process; a refusal on the way; a killed rank at the end."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("logs")))
     call = {"num_inference_steps": 4, "guidance_scale": 3.0}
     alone = dit_usp.auto_pipeline(MODEL, device_map="cpu")
     expected = [alone("red heart", generator=torch.Generator().manual_seed(seed), **call).images[0] for seed in (5, 6)]

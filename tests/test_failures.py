@@ -67,9 +67,9 @@ def doing(folder, rank=0):
 class Job:
     """`dit-usp generate` on two ranks, writing heart.png into a folder."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, *options):
         self.process = subprocess.Popen(
-            [sys.executable, str(STAND_IN / "job.py"), str(folder)],
+            [sys.executable, str(STAND_IN / "job.py"), str(folder), *options],
             env={**os.environ, "PYTHONPATH": str(STAND_IN)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -232,17 +232,21 @@ def test_the_same_refusal_on_all_ranks_leaves_the_engine_usable():
         assert engine.generate("a red heart").images[0].size == (8, 8)
 
 
-def test_a_rank_that_leaves_by_itself(capfd, monkeypatch):
-    monkeypatch.setenv("DIT_USP_DEBUG", "1")
+def test_a_rank_that_leaves_by_itself():
     with Engine("stand-in", nproc=2) as engine, pytest.raises(RankError, match="rank 0 ended with exit code 3 during encode"):
         engine.generate("a red heart", wish=["encode", "exit", [0]])
 
 
-def test_debug_shows_the_traceback(capfd, monkeypatch):
-    monkeypatch.setenv("DIT_USP_DEBUG", "1")
-    with Engine("stand-in", nproc=2) as engine, pytest.raises(RankError):
-        engine.generate("a red heart", wish=["denoise", "raise", [1]])
-    assert "Traceback (most recent call last)" in capfd.readouterr().err
+def test_debug_shows_the_traceback_and_nothing_else_does(tmp_path, wish):
+    wish("denoise", "raise", [1])
+    line = r"dit-usp: rank 1 failed \(RuntimeError: no luck on rank 1\) during denoise step 2/3; its log is \S+\n"
+    code, text = Job(tmp_path).end(JOB_LIMIT_S)
+    assert code == 1
+    assert re.fullmatch(line, text)
+    code, text = Job(tmp_path, "--debug").end(JOB_LIMIT_S)
+    assert code == 1
+    assert "RuntimeError: no luck\non rank 1\n" in text
+    assert re.search(line, text)
 
 
 def test_a_rank_that_died_between_two_prompts_is_noticed_at_the_next():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -83,6 +84,8 @@ def command(**options: Any) -> None:
     from dit_usp.cli.prepare import prepare
 
     start = time.monotonic()
+    if options["debug"]:
+        os.environ["DIT_USP_DEBUG"] = "1"  # a failed rank's log is shown, with its traceback
     prepared = prepare(Options(**options))
     for text in prepared.notes:
         note(text)

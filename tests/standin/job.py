@@ -15,4 +15,4 @@ def start_and_tell(ranks, rank):
 
 
 Ranks._start = start_and_tell
-cli.main(["generate", "red heart", "-o", f"{sys.argv[1]}/heart.png", "--ulysses", "2", "--device", "cpu"])
+cli.main(["generate", "red heart", "-o", f"{sys.argv[1]}/heart.png", "--ulysses", "2", "--device", "cpu", *sys.argv[2:]])
