@@ -101,9 +101,7 @@ def clip_format(path: Path) -> str:
 def _format(path: Path, formats: Mapping[str, str], what: str) -> str:
     if (suffix := path.suffix.lower()) not in formats:
         known = ", ".join(formats)
-        raise ValueError(
-            f"{path.name!r}: {f'{suffix} cannot hold' if suffix else 'a name without a suffix does not say how to store'} {what}; use {known}."
-        )
+        raise ValueError(f"{path.name}: {what} is written as {known}, not {suffix}." if suffix else f"{path.name}: {what} needs a suffix: {known}.")
     return formats[suffix]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 import traceback
@@ -25,7 +26,9 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        return importlib.import_module(f"dit_usp.cli.{name}").command if name in COMMANDS else None
+        if name not in COMMANDS:
+            raise click.UsageError(f"there is no command {name}; {_nearest(name, COMMANDS)}")
+        return importlib.import_module(f"dit_usp.cli.{name}").command
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -47,6 +50,9 @@ def run(args: Sequence[str]) -> int:
     """Run the command and return its exit code: 0, 2 for what is refused, 1 for what failed on the way. Errors are one line on stderr."""
     try:
         return group.main(list(args) or ["--help"], prog_name="dit-usp", standalone_mode=False) or 0
+    except click.NoSuchOption as error:
+        known = [option for parameter in error.ctx.command.params for option in parameter.opts] if error.ctx else []
+        return _end(error, f"there is no option {error.option_name}; {_nearest(error.option_name, known)}", REFUSED, args)
     except (click.ClickException, ValueError, TypeError) as error:
         return _end(error, error.format_message() if isinstance(error, click.ClickException) else str(error), REFUSED, args)
     except (click.Abort, KeyboardInterrupt) as error:  # before RuntimeError, which Abort is too
@@ -55,10 +61,16 @@ def run(args: Sequence[str]) -> int:
         return _end(error, str(error), FAILED, args)
 
 
+def _nearest(name: str, known: Sequence[str]) -> str:
+    """Words like "did you mean --steps?"."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}."
+
+
 def _end(error: BaseException, text: str, code: int, args: Sequence[str]) -> int:
-    """Say why, once: under a launcher every rank comes here, and the first one talks."""
+    """Say why in one line. Under a launcher all ranks refuse alike, and the first one talks; a failure is its rank's own."""
     if "--debug" in args:
         traceback.print_exception(error)
-    if talks():
+    if talks() or code == FAILED:
         click.echo(f"dit-usp: {' '.join(text.split())}", err=True)
     return code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,14 @@ def note(text: str) -> None:
     """A line for the user."""
     if talks():
         click.echo(text, err=True)
+
+
+def quieten() -> None:
+    """No bars and notices of the libraries while a model loads in this process: the pipeline's own bar says enough."""
+    os.environ.update(HF_HUB_DISABLE_PROGRESS_BARS="1", TRANSFORMERS_VERBOSITY="error", DIFFUSERS_VERBOSITY="error")
+    from diffusers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 @contextmanager

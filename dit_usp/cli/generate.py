@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dit_usp.cli.console import note, progress, talks
+from dit_usp.cli.console import note, progress, quieten, talks
+from dit_usp.launch import under_launcher
 
 if TYPE_CHECKING:
     from dit_usp.request import Request
@@ -99,6 +100,8 @@ def _make(request: Request, start: float) -> None:
     """Carry out the request; paths go to stdout, where a script may read them, the rest to stderr."""
     from dit_usp.engine import run
 
+    if under_launcher():
+        quieten()
     with progress(len(request.pictures)) as show:
         files = run(request, show)
     if talks():
