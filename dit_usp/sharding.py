@@ -110,7 +110,9 @@ class Sharding:
         lengths = self.streams.learn(query.shape[1]) if call.queries == LEARN else self.streams.sizes(call.queries)
         kv_lengths = self._key_lengths(call, lengths, key.shape[1])
         mask = attn_mask if self.late is None else self.late
-        side = call.shared or self.streams.shared(call.keys)
+        side = call.shared or self.streams.shared(None if call.keys == LEARN else call.keys)
+        if side and call.keys == LEARN:
+            raise UnsupportedError(f"{self.streams.owner}: {self.streams.shortage()}; use fewer ranks.")
         own, common = _parted(side, kv_lengths[self.mesh.sequence.rank()], key.shape[1])
         shared = (key[:, common], value[:, common], None) if side else None
         heads = (query.shape[2], key.shape[2])

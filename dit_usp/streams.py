@@ -63,6 +63,10 @@ class StreamState:
         """Whether a stream is too short to be cut: every rank holds all of it."""
         return stream in self.short and self.lengths[stream] < self.group.size()
 
+    def shortage(self) -> str:
+        """Which streams are too short to be cut, in words."""
+        return ", ".join(f"{self.lengths[stream]} tokens of {stream} on {self.group.size()} ranks" for stream in self.lengths if self.is_whole(stream))
+
     def shared(self, streams: Streams | None) -> str:
         """Where, among the keys of these streams (None: all), those lie that every rank holds: "prefix", "suffix" or "" for none."""
         return next((side for stream, side in self.short.items() if stream in (streams or self.lengths) and self.is_whole(stream)), "")
@@ -131,7 +135,7 @@ class StreamState:
             piece if self.is_whole(stream) else collectives.gather(piece, dim, size, self.group)
             for stream, piece, size in zip(streams, pieces, sizes, strict=True)
         )
-        return _joined(list(gathered), dim)
+        return _joined(list(gathered), dim).contiguous()  # for the model's own .view
 
     def _measure(self, streams: Streams, total: int, place: object) -> list[int]:
         """The length of each segment in a dim of `total`; the one that is not known yet takes what the others leave."""
