@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -96,6 +98,7 @@ class Injection:
         self.cuts: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # of tensors that every block is handed: cut once a forward
         self.counts = self._counts()
         self.batch: int | None = None  # of the forward under way, before it was halved
+        self.samples: list[torch.Size] = []  # the sizes of its samples, where they come as a list
 
     def install(self) -> None:
         """Put everything on. What a config forbids is refused before the first hook."""
@@ -127,6 +130,9 @@ class Injection:
     def _enter(self, arguments: dict[str, Any]) -> dict[str, Any]:
         arguments = self._halve(arguments)
         if self.mesh.sequence.size() > 1:
+            for name, reason in self.plan.refused.items():
+                if arguments.get(name) is not None:
+                    raise UnsupportedError(f"{self.plan.model} with {name} cannot be shared over ranks: {reason}.")
             self.gathered.clear()
             self.cuts.clear()
             self.sharding.begin()
@@ -143,12 +149,22 @@ class Injection:
     def _leave(self, output: Any) -> Any:
         if self.mesh.sequence.size() > 1:
             for word in self.plan.of(Gather):
-                if id(word) not in self.gathered:  # a -1 in an unpatchify would hide the missing piece
+                met = any(stream in self.streams.lengths for stream in word.streams)  # a model may be called without its sound
+                if met and id(word) not in self.gathered:  # a -1 in an unpatchify would hide the missing piece
                     raise RuntimeError(f"{self.plan.model} returned without gathering {word.place}: its shard plan does not fit this call.")
         if self.batch is None:
             return output
+        if self.samples:
+            return change(output, (), self._whole_list, kind=list)
         sizes = collectives.split_sizes(self.batch, self.mesh.cfg.size())
         return change(output, (), lambda tensor: collectives.gather(tensor, 0, sizes, self.mesh.cfg))
+
+    def _whole_list(self, half: list[Tensor]) -> list[Tensor]:
+        """Both halves of an output that is a list of samples, each of the size of its input."""
+        sizes = [sum(map(math.prod, shapes)) for shapes in _dealt(self.samples, self.mesh.cfg.size())]
+        flat = collectives.gather(torch.cat([sample.flatten() for sample in half]), 0, sizes, self.mesh.cfg)
+        pieces = flat.split([math.prod(shape) for shape in self.samples])
+        return [piece.view(shape) for piece, shape in zip(pieces, self.samples, strict=True)]
 
     def _units(self, arguments: dict[str, Any]) -> dict[str, int]:
         """Tokens in a row or a frame of the latents (..., height, width), by stream."""
@@ -172,22 +188,27 @@ class Injection:
                 "Switch guidance on (guidance_scale > 1), or give those ranks to ulysses_degree or ring_degree."
             )
         self.batch = batch
-        dims = {place.argument: word.dim for word in self.plan.of(Batch) for place in word.places}
+        words = {place.argument: word for word in self.plan.of(Batch) for place in word.places}
+        for name, word in words.items():
+            if word.dim is None and arguments.get(str(name)):
+                raise UnsupportedError(f"{self.plan.model}: {name} cannot be halved for cfg_degree=2. Try cfg_degree=1.")
+        dims = {name: word.dim for name, word in words.items()}
         dims |= {place.argument: -1 for word in self.plan.of(Split) if word.dim == 0 for place in word.places if not place.module}
-        in_lists = isinstance(latents, list)
-        return {name: self._half(value, dims.get(name, 0), batch, in_lists) for name, value in arguments.items()}
+        # a sample may itself be a list, of images to look at and last the one to paint (Z-Image)
+        self.samples = [(x[-1] if isinstance(x, list) else x).shape for x in latents] if isinstance(latents, list) else []
+        listed = {name for name in arguments if self.samples or (name in words and words[name].listed)}
+        return {name: self._half(value, dims.get(name, 0), batch, name in listed) for name, value in arguments.items()}
 
-    def _half(self, value: Any, dim: int, batch: int, in_lists: bool) -> Any:
+    def _half(self, value: Any, dim: int | None, batch: int, listed: bool) -> Any:
         """This rank's half of a value whose batch lies in `dim` (-1: nowhere), or is the length of a list."""
-        if in_lists and isinstance(value, list) and len(value) == batch:
-            rank = self.mesh.cfg.rank()
-            sizes = collectives.split_sizes(batch, self.mesh.cfg.size())
-            return value[sum(sizes[:rank]) : sum(sizes[: rank + 1])]
+        if listed and isinstance(value, list) and len(value) == batch:
+            return _dealt(value, self.mesh.cfg.size())[self.mesh.cfg.rank()]
 
         def half(tensor: Tensor) -> Tensor:
+            assert dim is not None
             return collectives.split(tensor, dim, self.mesh.cfg) if tensor.ndim > dim and tensor.shape[dim] == batch else tensor
 
-        return value if dim < 0 else change(value, (), half)
+        return value if dim is None or dim < 0 else change(value, (), half)
 
     def _check_guidance(self) -> None:
         if self.plan.guidance != "batch":
@@ -364,6 +385,12 @@ class Injection:
         for i, (word, module) in enumerate(self.attentions):
             if module.processor is not self.processors[i]:
                 self.processors[i] = self._rebound(word, module)
+
+
+def _dealt(items: list[Any], parts: int) -> list[list[Any]]:
+    """`items` in runs, as torch.tensor_split would cut them."""
+    ends = list(accumulate(collectives.split_sizes(len(items), parts)))
+    return [items[start:end] for start, end in pairwise([0, *ends])]
 
 
 def _signature(arguments: dict[str, Any], ragged: str) -> tuple[Any, ...]:

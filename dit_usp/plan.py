@@ -156,7 +156,8 @@ class Batch:
     """Arguments whose batch lies elsewhere than in dim 0; see `batch`."""
 
     places: tuple[Place, ...]
-    dim: int
+    dim: int | None
+    listed: bool
 
 
 Word = Split | Gather | Exchange | Count | LogBase | Late | Replicate | Neighbour | Reduce | Batch
@@ -245,9 +246,14 @@ def reduce(*modules: str) -> Reduce:
     return Reduce(modules)
 
 
-def batch(*places: str, dim: int) -> Batch:
-    """Where the batch of an argument lies when it is not dim 0: cfg_degree=2 halves it there; dim -1: nowhere, leave it whole."""
-    return Batch(_places(places), dim)
+def batch(*places: str, dim: int | None = 0, listed: bool = False) -> Batch:
+    """Where the batch of an argument lies when it is not dim 0 of its tensors: cfg_degree=2 halves it there.
+
+    Args:
+        dim: -1: nowhere, leave it whole; None: it cannot be halved, and a call with it is refused.
+        listed: the argument is a list with an item for every sample.
+    """
+    return Batch(_places(places), dim, listed)
 
 
 def _places(texts: tuple[str, ...]) -> tuple[Place, ...]:
@@ -272,6 +278,7 @@ class ShardPlan:
             `shared` says: {"text": "suffix"}. For models that slice a stream off by its length: [:, :-0] is empty.
         cache: an argument that holds keys of earlier forwards, each rank its own. Every forward that is given one asks once how many they are.
         ragged: a mask by which the model drops words: its values, not only its shape, decide how many keys the calls of stream "?" have.
+        refused: arguments that cannot be shared over ranks, and why.
         heads: the entry of the model's config that counts its attention heads.
     """
 
@@ -283,6 +290,7 @@ class ShardPlan:
     short: Mapping[str, Literal["prefix", "suffix"]] = field(default_factory=lambda: MappingProxyType({}))
     cache: str = ""
     ragged: str = ""
+    refused: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     heads: str = "num_attention_heads"
 
     def num_heads(self, config: Mapping[str, Any]) -> int | None:

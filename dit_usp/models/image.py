@@ -71,6 +71,7 @@ PLANS = (
     ),
     shard_plan(
         "ZImageTransformer2DModel",
+        batch(":controlnet_block_samples", dim=None),  # padded to the longest caption of both halves
         split("layers.0:x", dim=1),
         split("layers.*:attn_mask", "layers.*:freqs_cis", "layers.*:noise_mask", "all_final_layer.*:noise_mask", dim=1),
         split(":controlnet_block_samples", dim=1),
@@ -171,6 +172,7 @@ PLANS = (
     ),
     shard_plan(
         "OmniGenTransformer2DModel",
+        batch(":input_img_latents", dim=None),  # of all samples in one list
         split("rope[0]", "rope[1]", dim=0),
         split("layers.0:hidden_states", dim=1),
         split("layers.*:attention_mask", dim=2),
@@ -290,6 +292,7 @@ PLANS = (
     ),
     shard_plan(
         "JoyImageEditPlusTransformer3DModel",
+        batch(":shape_list", listed=True),
         split("double_blocks.0:hidden_states", dim=1),
         split("double_blocks.0:encoder_hidden_states", dim=1, stream="text"),
         split("double_blocks.*:image_rotary_emb", dim=1),

@@ -256,8 +256,13 @@ def zimage(batch: int = 2, **config: Any) -> tuple[nn.Module, Inputs]:
         x=[rand(4, 1, *sizes[i % 2], seed=i) for i in range(batch)],
         t=times(batch),
         cap_feats=[rand(7 + 30 * (i % 2 == 0), 24, seed=10 + i) for i in range(batch)],
-        controlnet_block_samples={0: rand(batch, 128, 64, seed=6)},
     )
+
+
+def zimage_controlled(batch: int = 2) -> tuple[nn.Module, Inputs]:
+    """A ControlNet's residuals, by the number of their layer."""
+    model, inputs = zimage(batch)
+    return model, inputs | dict(controlnet_block_samples={0: rand(batch, 128, 64, seed=6)})
 
 
 def zimage_omni(batch: int = 2) -> tuple[nn.Module, Inputs]:
@@ -295,7 +300,7 @@ def lumina2(batch: int = 2) -> tuple[nn.Module, Inputs]:
 
 
 def omnigen(batch: int = 2) -> tuple[nn.Module, Inputs]:
-    """[condition tokens, one of them an image's | time | output image], with a mask over rows and columns."""
+    """[condition tokens | time | output image], with a mask over rows and columns."""
     model = diffusers.OmniGenTransformer2DModel(
         in_channels=4,
         hidden_size=64,
@@ -318,11 +323,18 @@ def omnigen(batch: int = 2) -> tuple[nn.Module, Inputs]:
         hidden_states=rand(batch, 4, 2 * HEIGHT, 2 * WIDTH),
         timestep=times(batch),
         input_ids=torch.arange(11).expand(batch, -1) + 1,
-        input_img_latents=[rand(1, 4, 4, 4, seed=i) for i in range(batch)],
-        input_image_sizes={i: [[3, 7]] for i in range(batch)},
+        input_img_latents=[],
+        input_image_sizes={},
         attention_mask=mask,
         position_ids=torch.arange(length).expand(batch, -1),
     )
+
+
+def omnigen_edit(batch: int = 2) -> tuple[nn.Module, Inputs]:
+    """An image of 2 x 2 tokens among the condition tokens of every sample."""
+    model, inputs = omnigen(batch)
+    images = [rand(1, 4, 4, 4, seed=i) for i in range(batch)]
+    return model, inputs | dict(input_img_latents=images, input_image_sizes={i: [[3, 7]] for i in range(batch)})
 
 
 def krea2(batch: int = 2) -> tuple[nn.Module, Inputs]:
@@ -432,6 +444,22 @@ def bria_fibo2_masked(batch: int = 2) -> tuple[nn.Module, Inputs]:
     return model, inputs | dict(encoder_attention_mask=torch.arange(9)[None] < lengths[:, None])
 
 
-CASES = (flux2, chroma, bria, bria_fibo, longcat_image, ovis_image, flux3, flux3_edit, qwen, qwen_edit, qwen21, zimage, zimage_omni, lumina2)
-CASES += (omnigen, krea2, ideogram4, ernie_image, bria_fibo2, bria_fibo2_masked)
+CASES = (
+    flux2,
+    chroma,
+    bria,
+    bria_fibo,
+    longcat_image,
+    ovis_image,
+    flux3,
+    flux3_edit,
+    qwen,
+    qwen_edit,
+    qwen21,
+    zimage,
+    zimage_controlled,
+    zimage_omni,
+    lumina2,
+)
+CASES += (omnigen, omnigen_edit, krea2, ideogram4, ernie_image, bria_fibo2, bria_fibo2_masked)
 TINY = {make.__name__: make for make in CASES}
