@@ -149,6 +149,8 @@ class Injection:
     def _leave(self, output: Any) -> Any:
         if self.mesh.sequence.size() > 1:
             for word in self.plan.of(Gather):
+                if word.place.argument:
+                    continue
                 met = any(stream in self.streams.lengths for stream in word.streams)  # a model may be called without its sound
                 if met and id(word) not in self.gathered:  # a -1 in an unpatchify would hide the missing piece
                     raise RuntimeError(f"{self.plan.model} returned without gathering {word.place}: its shard plan does not fit this call.")
@@ -229,8 +231,11 @@ class Injection:
         elif isinstance(word, Reduce):
             self._attach_reduce(word)
         elif isinstance(word, Gather):
-            for module in require(self.transformer, word.place.module):
-                self._on_output(module, word.place.path, partial(self._collect, word=word))
+            for module in require(self.transformer, word.place.module, word.place.argument):
+                if word.place.argument:
+                    self._hook(module.register_forward_hook(partial(self._collect_written, word, argument_names(module)), with_kwargs=True))
+                else:
+                    self._on_output(module, word.place.path, partial(self._collect, word=word))
         else:
             self._attach_places(word)
 
@@ -314,6 +319,12 @@ class Injection:
     def _collect(self, tensor: Tensor, word: Gather) -> Tensor:
         self.gathered.add(id(word))
         return self.streams.collect(tensor, word.dim, word.streams)
+
+    def _collect_written(self, word: Gather, names: list[str], module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        """Collect what a module has left in an attribute of an object that it was handed."""
+        holder, name = by_name(names, args, kwargs).get(str(word.place.argument)), str(word.place.path[0])
+        if (tensor := getattr(holder, name, None)) is not None:
+            setattr(holder, name, self.streams.collect(tensor, word.dim, word.streams))
 
     def _localise(self, value: Any, word: Split | Count | LogBase, place: Place) -> Any:
         """This rank's part of what lies at `place`: its piece of every tensor, or its share of a number of tokens."""

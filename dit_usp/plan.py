@@ -180,7 +180,10 @@ def split(*places: str, dim: int, stream: str | Streams = "image", ndim: int | N
 
 
 def gather(place: str, dim: int, stream: str | Streams = "image") -> Gather:
-    """Collect every rank's piece of the output at `place` along `dim`, in the stream's own order."""
+    """Collect every rank's piece of the output at `place` along `dim`, in the stream's own order.
+
+    A place with an argument names an attribute of an object that the module is handed and writes to, such as a cache: it is collected afterwards.
+    """
     return Gather(Place.parse(place), dim, _streams(stream))
 
 
@@ -292,6 +295,10 @@ class ShardPlan:
     ragged: str = ""
     refused: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     heads: str = "num_attention_heads"
+
+    def __post_init__(self) -> None:
+        if self.streams and not self.of(Gather):  # a -1 in an unpatchify would make a smaller batch or picture of one rank's piece
+            raise ValueError(f"the shard plan of {self.model} cuts {', '.join(self.streams)} and gathers nothing; name where its tokens leave.")
 
     def num_heads(self, config: Mapping[str, Any]) -> int | None:
         """Attention heads of a model with this config (config.json, read), or None where it does not say."""
