@@ -162,9 +162,41 @@ PLANS: tuple[ShardPlan, ...] = (
         guidance="batch",
     ),
     shard_plan(
+        "MotifVideoTransformer3DModel",
+        split("x_embedder", dim=1),  # here, not at a block: the decoder blocks start anew from the latents
+        split("context_embedder", ":encoder_attention_mask", dim=1, stream="text"),
+        split(":image_embeds", dim=1, stream="condition"),
+        split("rope[0]", "rope[1]", dim=0),
+        exchange("transformer_blocks.*.attn"),
+        exchange("single_transformer_blocks.*.attn", queries="?", keys="?"),  # those of the decoder hold the latents twice, and no text
+        exchange("*transformer_blocks.*.cross_attn", queries="image", keys="text", optional=True),
+        gather("proj_out", dim=1),
+        short={"text": "suffix"},
+    ),
+    shard_plan(
         "Kandinsky5Transformer3DModel",
         split("visual_transformer_blocks.0:visual_embed", "visual_transformer_blocks.*:rope", dim=1),
         exchange("visual_transformer_blocks.*.self_attention"),
+        gather("visual_transformer_blocks.-1", dim=1),
+        refused={"sparse_params": "its blocks of attention are chosen from means over all tokens"},
+    ),
+    shard_plan(
+        "Kandinsky6Transformer3DModel",
+        split("visual_transformer_blocks.0:vis", dim=1),
+        split("visual_transformer_blocks.0:aud", dim=1, stream="audio"),
+        split("visual_transformer_blocks.*:vis_rope", dim=0),
+        split("visual_transformer_blocks.*:aud_rope", dim=0, stream="audio"),
+        exchange("visual_transformer_blocks.*.video_dec_block.self_attention", queries="image", keys="image"),
+        exchange("visual_transformer_blocks.*.audio_dec_block.self_attention", queries="audio", keys="audio"),
+        exchange("visual_transformer_blocks.*.va_cross_attention", queries="image", keys="audio"),
+        exchange("visual_transformer_blocks.*.av_cross_attention", queries="audio", keys="image"),
+        gather("visual_transformer_blocks.-1[0]", dim=1),
+        gather("audio_out_layer", dim=1, stream="audio"),
+    ),
+    shard_plan(
+        "Kandinsky6SRTransformer3DModel",
+        split("visual_transformer_blocks.0:hidden_states", dim=1),
+        replicate("visual_transformer_blocks.*.self_attention", arguments=("hidden_states",)),  # chooses its tiles from means over all tokens
         gather("visual_transformer_blocks.-1", dim=1),
     ),
     shard_plan(
@@ -198,13 +230,36 @@ PLANS: tuple[ShardPlan, ...] = (
     ),
     shard_plan(
         "SanaVideoTransformer3DModel",
-        split("rope[0]", "rope[1]", "transformer_blocks.0:hidden_states", dim=1),
+        split("rope[0]", "rope[1]", "transformer_blocks.0:hidden_states", ":controlnet_block_samples", dim=1),
+        split("transformer_blocks.*:timestep", "norm_out:temb", dim=1),  # one for each token, or one for all
         local_int("transformer_blocks.*:frames", in_units=True),
         neighbour("transformer_blocks.*.ff.conv_temp", dim=2, n=1),
         reduce("transformer_blocks.*.attn1"),
         gather("proj_out", dim=1),
         guidance="batch",
         units={"image": "frame"},
+    ),
+    shard_plan(
+        "SanaWMTransformer3DModel",
+        split("blocks.0:x", "blocks.*:plucker_emb", dim=1),
+        split("blocks.*:t", "final_layer:t", dim=2, stream="frames"),
+        replicate("blocks.*.attn", "blocks.*.mlp", arguments=("x", "hidden_states")),  # a recurrence over frames; convolutions over space and time
+        gather("final_layer", dim=1),
+        guidance="batch",
+        units={"image": "frame"},
+        refused={"frame_valid_mask": "its frames are not cut like its tokens"},
+    ),
+    shard_plan(
+        "SanaWMLTX2RefinerTransformer3DModel",
+        split(":hidden_states", dim=1),
+        split(":timestep", dim=1, ndim=2),
+        split(":video_rotary_emb", dim=-2),
+        exchange("transformer_blocks.*.attn1", shared="prefix"),  # before them the cached keys, which the pipeline trims by whole frames
+        gather("transformer_blocks.*:kv_cache.captured_k_pre", dim=1),
+        gather("transformer_blocks.*:kv_cache.captured_v_pre", dim=1),
+        gather("transformer_blocks.*:kv_cache.captured_k_post", dim=1),
+        gather("transformer_blocks.*:kv_cache.captured_v_post", dim=1),
+        gather("proj_out", dim=1),
     ),
     shard_plan(
         "MiniMaxH3Transformer3DModel",

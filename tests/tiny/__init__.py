@@ -10,10 +10,12 @@ from typing import Any
 
 from torch import nn
 
-from tiny import audio, controlnet, image, video
+from tiny import audio, controlnet, image, image_more, image_rest, video, video_hunyuan, video_more, video_wan
 from tiny.tools import Inputs, redraw
 
-TINY: dict[str, Callable[..., tuple[nn.Module, Inputs]]] = image.TINY | video.TINY | audio.TINY | controlnet.TINY
+TINY: dict[str, Callable[..., tuple[nn.Module, Inputs]]] = (
+    image.TINY | image_more.TINY | image_rest.TINY | video.TINY | video_wan.TINY | video_hunyuan.TINY | video_more.TINY | audio.TINY | controlnet.TINY
+)
 
 
 def build(name: str, **options: Any) -> tuple[nn.Module, Inputs]:

@@ -71,4 +71,57 @@ def skyreels_forcing(batch: int = 2) -> tuple[nn.Module, Inputs]:
     )
 
 
-TINY = {make.__name__: make for make in (wan, wan_i2v, wan_ti2v, wan_vace, chronoedit, skyreels, skyreels_forcing)}
+def helios(batch: int = 2) -> tuple[nn.Module, Inputs]:
+    """Short, middle and long history before the latents, at time zero and amplified."""
+    config = _config(rope_dim=(4, 4, 4), is_amplify_history=True)
+    config.pop("rope_max_seq_len")
+    model = diffusers.HeliosTransformer3DModel(**config)
+    frames = dict(short=2, mid=2, long=4)
+    history = {f"latents_history_{name}": rand(batch, 4, n, 2 * HEIGHT, 2 * WIDTH, seed=n) for name, n in frames.items()}
+    indices = {f"indices_latents_history_{name}": torch.arange(n).expand(batch, -1) + 2 for name, n in frames.items()}
+    return model, _inputs(batch) | history | indices | dict(indices_hidden_states=torch.arange(10, 10 + FRAMES).expand(batch, -1))
+
+
+def helios_first(batch: int = 2) -> tuple[nn.Module, Inputs]:
+    """The first section: nothing came before."""
+    model, inputs = helios(batch)
+    return model, {name: value for name, value in inputs.items() if "history" not in name}
+
+
+def anyflow(batch: int = 2) -> tuple[nn.Module, Inputs]:
+    model = diffusers.AnyFlowTransformer3DModel(**_config())
+    times = torch.linspace(100, 900, batch * FRAMES).view(batch, FRAMES)
+    return model, _inputs(batch) | dict(hidden_states=rand(batch, FRAMES, 4, 2 * HEIGHT, 2 * WIDTH), timestep=times, r_timestep=times - 50)
+
+
+def wan_animate(batch: int = 2) -> tuple[nn.Module, Inputs]:
+    """A pose added to the latents, and a face that is read frame by frame."""
+    config = _config(latent_channels=4, image_dim=10, added_kv_proj_dim=36) | dict(in_channels=12)
+    model = diffusers.WanAnimateTransformer3DModel(
+        **config, motion_encoder_channel_sizes={"4": 4, "8": 4, "16": 4}, motion_encoder_size=16, motion_style_dim=4, motion_dim=3,
+        motion_encoder_dim=6, face_encoder_hidden_dim=8, face_encoder_num_heads=2, inject_face_latents_blocks=1,
+    )  # fmt: skip
+    return model, _inputs(batch, TEXT) | dict(
+        hidden_states=rand(batch, 12, FRAMES, 2 * HEIGHT, 2 * WIDTH),
+        encoder_hidden_states_image=rand(batch, 5, 10, seed=3),
+        pose_hidden_states=rand(batch, 4, FRAMES - 1, 2 * HEIGHT, 2 * WIDTH, seed=4),
+        face_pixel_values=rand(batch, 3, 4 * (FRAMES - 1), 16, 16, seed=5),
+    )
+
+
+TINY = {
+    make.__name__: make
+    for make in (
+        wan,
+        wan_i2v,
+        wan_ti2v,
+        wan_vace,
+        chronoedit,
+        skyreels,
+        skyreels_forcing,
+        helios,
+        helios_first,
+        anyflow,
+        wan_animate,
+    )
+}
