@@ -191,7 +191,7 @@ def test_a_silent_rank_ends_the_job_but_a_long_step_does_not():
         results[name] = (function(*args), time.monotonic())
 
     cases = {"stop 0": (silent_case, 0, "stop"), "stop 1": (silent_case, 1, "stop"), "hang 1": (silent_case, 1, "hang"), "slow": (slow_case,)}
-    threads = [threading.Thread(target=case, args=(name, *work)) for name, work in cases.items()]
+    threads = [threading.Thread(target=case, args=(name, *work), daemon=True) for name, work in cases.items()]
     start = time.monotonic()
     for thread in threads:
         thread.start()
