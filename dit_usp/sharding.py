@@ -137,7 +137,7 @@ class Sharding:
     ) -> PreparedMask | None:
         """The mask with its exchanges done: once a forward where all blocks are handed the same one."""
         use = (call, heads, lengths, kv_lengths)
-        if self._mask is not None and self._mask[0] is mask and self._mask[1] == use:
+        if self._mask is not None and _same(self._mask[0], mask) and self._mask[1] == use:
             return self._mask[2]
         rows = mask[..., :1, :] if mask.stride(-2) == 0 else mask  # one row, expanded: a mask of keys (Lumina-Next)
         if call.mask == "outer":
@@ -184,6 +184,12 @@ class Sharding:
         rank = self.mesh.sequence.rank()
         rows = mask.narrow(-2, sum(lengths[:rank]), lengths[rank])
         return rows[:, None] if rows.ndim == 3 else rows
+
+
+def _same(mask: Tensor, other: Tensor) -> bool:
+    """Whether both are one piece of memory: processors make a view of the mask anew in every block, mask[:, None, None, :]."""
+    layouts = [(m.data_ptr(), m.dtype, m.shape, m.stride()) for m in (mask, other)]
+    return layouts[0] == layouts[1]
 
 
 def _parted(shared: str, own: int, total: int) -> tuple[slice, slice]:
