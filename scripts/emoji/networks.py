@@ -1,0 +1,122 @@
+"""The parts of the pipeline (VAE, transformer, T5, tokenizer, scheduler): made new, read from a folder, written in fp16."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import nn
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+LATENT_CHANNELS = 8
+VAE_CHANNELS = (32, 48, 64, 96)
+VAE_SCALE = 2 ** (len(VAE_CHANNELS) - 1)
+HEADS, HEAD_DIM, LAYERS = 8, 32, 6
+TEXT_DIM, TEXT_LAYERS, TEXT_HEADS = 128, 3, 4
+VOCABULARY = 4096
+
+
+def new_vae(pixels: int) -> AutoencoderKL:
+    """A VAE of 1.8 M parameters; an eighth of the width, 8 channels. Whitened latents: scaling_factor 1 and shift_factor 0 hold."""
+    levels = len(VAE_CHANNELS)
+    return AutoencoderKL(
+        latent_channels=LATENT_CHANNELS,
+        block_out_channels=VAE_CHANNELS,
+        down_block_types=["DownEncoderBlock2D"] * levels,
+        up_block_types=["UpDecoderBlock2D"] * levels,
+        layers_per_block=1,
+        norm_num_groups=8,
+        sample_size=pixels,
+        mid_block_add_attention=False,
+        shift_factor=0.0,
+        scaling_factor=1.0,
+    )
+
+
+def new_transformer(pixels: int) -> PixArtTransformer2DModel:
+    """A transformer of 7 M parameters, (pixels / 16)^2 tokens; its output and modulation start at zero."""
+    transformer = PixArtTransformer2DModel(
+        num_attention_heads=HEADS,
+        attention_head_dim=HEAD_DIM,
+        cross_attention_dim=HEADS * HEAD_DIM,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        num_layers=LAYERS,
+        sample_size=pixels // VAE_SCALE,
+        patch_size=2,
+        caption_channels=TEXT_DIM,
+    )
+    for layer in (transformer.proj_out, transformer.adaln_single.linear):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return transformer
+
+
+def new_text_encoder(vocabulary: int) -> T5EncoderModel:
+    """A T5 encoder of 1.1 M parameters, trained together with the transformer."""
+    config = T5Config(
+        vocab_size=vocabulary,
+        d_model=TEXT_DIM,
+        d_kv=TEXT_DIM // TEXT_HEADS,
+        num_heads=TEXT_HEADS,
+        d_ff=320,
+        num_layers=TEXT_LAYERS,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+    )
+    return T5EncoderModel(config)
+
+
+def new_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A unigram vocabulary learnt from the captions; lower case, T5's special tokens."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<pad>", "</s>", "<unk>"],
+        unk_token="<unk>",
+        show_progress=False,
+        initial_alphabet=list("abcdefghijklmnopqrstuvwxyz0123456789,.-"),
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=120)
+
+
+def read_vae(folder: Path) -> AutoencoderKL:
+    """The VAE of a pipeline folder, in fp32, frozen."""
+    return AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32).eval().requires_grad_(False)
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer")
+
+
+def read_denoiser(folder: Path) -> tuple[PixArtTransformer2DModel, T5EncoderModel]:
+    """Transformer and text encoder of a pipeline folder, in fp32."""
+    transformer = PixArtTransformer2DModel.from_pretrained(folder / "transformer", dtype=torch.float32)
+    return transformer, T5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+
+
+def save_half(module: nn.Module, folder: Path) -> None:
+    """Write an fp16 copy; the module itself stays as it is."""
+    copy.deepcopy(module).to("cpu").half().save_pretrained(folder)
+
+
+def save_pipeline(folder: Path, transformer: nn.Module, text_encoder: nn.Module) -> None:
+    """Complete a folder that has its VAE and tokenizer to a PixArtAlphaPipeline."""
+    save_half(transformer, folder / "transformer")
+    save_half(text_encoder, folder / "text_encoder")
+    scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0)
+    scheduler.save_pretrained(folder / "scheduler")
+    parts = {"tokenizer": read_tokenizer(folder), "text_encoder": text_encoder, "transformer": transformer, "vae": read_vae(folder)}
+    PixArtAlphaPipeline(scheduler=scheduler, **parts).save_config(folder)
+    for file in (folder / "model_index.json", folder / "tokenizer" / "tokenizer_config.json"):
+        # transformers 5 writes its new name of the class; versions 4 and 5 both know the old one
+        file.write_text(file.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
