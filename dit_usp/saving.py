@@ -161,7 +161,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         with Image.open(path) as image:
             text = _stored(image)
             told = json.loads(text) if text else None
-    except UnidentifiedImageError as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is not a picture that can be read.") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} carries damaged metadata.") from error

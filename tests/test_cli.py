@@ -1,0 +1,337 @@
+"""The command line: what it passes on, what it says, and the same picture whatever the number of ranks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from folders import write_folder
+from PIL import Image
+
+from dit_usp import engine, launch, saving
+from dit_usp.cli import COMMANDS, group, run
+from dit_usp.request import Request
+from dit_usp.saving import read_metadata
+from dit_usp.supervise import RankError
+
+OPTIONS = {
+    "generate": "-o --output --model --nproc --ulysses --ring --cfg --data --ring-method --seed --steps --guidance --height --width --frames --fps "
+    "--negative --dtype --device --images --prompts --set --print-plan --overwrite --debug",
+    "models": "--json",
+    "show": "--json",
+}
+
+
+def test_option_list_is_frozen() -> None:
+    """An option added or renamed here needs a test and a line in the changelog."""
+    assert tuple(OPTIONS) == COMMANDS
+    for name, options in OPTIONS.items():
+        command = group.commands.get(name) or group.get_command(None, name)  # type: ignore[arg-type]
+        assert command is not None
+        assert [option for parameter in command.params for option in parameter.opts if option.startswith("-")] == options.split()
+
+
+# -- what the ranks are asked for
+
+
+@pytest.fixture
+def requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Request]:
+    """Requests are kept here instead of being carried out, but their files are written."""
+    kept: list[Request] = []
+
+    def write(request: Request, on_progress: Any) -> list[str]:
+        kept.append(request)
+        return [str(saving.save(Image.new("RGB", (16, 16)), request.target(picture))) for picture in request.pictures]
+
+    monkeypatch.setattr(engine, "run", write)
+    monkeypatch.setattr(launch, "num_gpus", lambda: 0)
+    monkeypatch.setattr(launch, "place", lambda: None)
+    monkeypatch.chdir(tmp_path)
+    return kept
+
+
+def generate(*arguments: str) -> int:
+    return run(["generate", *arguments])
+
+
+def test_defaults(requests: list[Request]) -> None:
+    assert generate("a red heart") == 0
+    request = requests[0]
+    assert request.model == str(files("dit_usp") / "data" / "emoji-pixart-256")
+    assert request.call == {"num_inference_steps": 10, "guidance_scale": 3.0}
+    assert (request.config.world_size, request.device, request.dtype) == (1, "cpu", "float32")
+    assert [(picture.prompt, picture.path) for picture in request.pictures] == [("a red heart", "a-red-heart.png")]
+
+
+def test_a_model_of_others_gets_what_the_user_gave_and_nothing_else(requests: list[Request], tmp_path: Path) -> None:
+    folder = str(write_folder(tmp_path, "StableDiffusion3Pipeline"))
+    assert generate("x", "--model", folder, "-o", "a.png") == 0
+    given = "--steps 3 --guidance 2.5 --height 64 --width 96 --negative blue --dtype bfloat16 --seed 5 --set clip_skip=1 --set sigmas=[1,0.5]"
+    assert generate("x", "--model", folder, "-o", "b.png", *given.split()) == 0
+    assert requests[0].call == {}
+    assert {name: requests[0].told[name] for name in ("steps", "guidance")} == {"steps": 28, "guidance": 7.0}  # its pipeline's own
+    sizes = {"height": 64, "width": 96}
+    told = {"num_inference_steps": 3, "guidance_scale": 2.5, "negative_prompt": "blue", "clip_skip": 1, "sigmas": [1, 0.5]}
+    assert requests[1].call == told | sizes
+    assert (requests[1].dtype, requests[1].pictures[0].seed) == ("bfloat16", 5)
+    expected = {"steps": 3, "guidance": 2.5, "negative": "blue", "clip_skip": 1, "sigmas": [1, 0.5], "seed": 5, "model": folder, "dtype": "bfloat16"}
+    assert expected.items() <= read_metadata("b.png").items()
+
+
+def test_a_model_of_classes_takes_their_names_and_numbers(requests: list[Request], tmp_path: Path) -> None:
+    folder = str(write_folder(tmp_path, "DiTPipeline", id2label={"0": "tench, Tinca tinca", "1": "goldfish"}))
+    for prompt in ("Tinca Tinca", "goldfish", "7"):
+        assert generate(prompt, "--model", folder) == 0
+    assert [request.pictures[0].prompt for request in requests] == [0, 1, 7]
+    assert read_metadata("tinca-tinca.png")["asked"] == "Tinca Tinca"
+
+
+def test_a_video_model_writes_clips(requests: list[Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = str(write_folder(tmp_path, "CogVideoXPipeline"))
+    assert generate("a wave", "--model", folder, "--frames", "5", "--fps", "12", "--set", "use_dynamic_cfg=True") == 0
+    assert requests[0].call == {"num_frames": 5, "use_dynamic_cfg": True}
+    assert (requests[0].fps, requests[0].pictures[0].path) == (12, "a-wave.webp")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "layout"),
+    [
+        ("--nproc 2", (1, 1, 2, 1)),
+        ("--nproc 4", (2, 1, 2, 1)),
+        ("--nproc 3", (3, 1, 1, 1)),
+        ("--nproc 2 --guidance 1", (2, 1, 1, 1)),
+        ("--nproc 4 --images 4", (1, 1, 1, 4)),
+        ("--ulysses 2 --ring 2", (2, 2, 1, 1)),
+        ("--ulysses 2 --ring 2 --nproc 4", (2, 2, 1, 1)),
+        ("--cfg 2", (1, 1, 2, 1)),
+        ("--data 2 --images 3", (1, 1, 1, 2)),
+    ],
+)
+def test_layouts(requests: list[Request], arguments: str, layout: tuple[int, ...]) -> None:
+    assert generate("x", *arguments.split()) == 0
+    config = requests[0].config
+    assert (config.ulysses_degree, config.ring_degree, config.cfg_degree, config.data_degree) == layout
+
+
+@pytest.mark.parametrize("method", ["rotate", "gather"])
+def test_ring_method(requests: list[Request], method: str) -> None:
+    assert generate("x", "--ring", "3", "--ring-method", method) == 0
+    assert requests[0].config.ring_method == method
+
+
+def test_gpus_are_used_where_there_are_any(requests: list[Request], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "num_gpus", lambda: 2)
+    assert generate("x") == 0
+    assert generate("x", "--device", "cpu") == 0
+    assert [(request.device, request.config.world_size) for request in requests] == [("cuda", 2), ("cpu", 1)]
+
+
+# -- prompts, seeds, names
+
+
+def test_a_keyword_becomes_its_subject_and_both_are_recorded(requests: list[Request], capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate("a puppy", "-o", "a.png") == 0
+    assert requests[0].pictures[0].prompt == "a dog face"
+    assert capsys.readouterr().err.startswith("puppy -> dog face\n")
+    assert {"prompt": "a dog face", "asked": "a puppy"}.items() <= read_metadata("a.png").items()
+
+
+def test_an_unknown_prompt_is_told_the_nearest_subjects(requests: list[Request], capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate("zzqk") == 0
+    assert capsys.readouterr().err.startswith("no known subject in 'zzqk'; nearest: ")
+    assert requests[0].pictures[0].prompt == "zzqk"
+
+
+def test_prompts_and_images_count_up_seeds_and_names(requests: list[Request]) -> None:
+    Path("prompts.txt").write_text("\ufeffa dog\n\n  a cat\n", encoding="utf-8")
+    assert generate("--prompts", "prompts.txt", "--images", "2", "--seed", "7", "-o", "out.jpg") == 0
+    made = [(picture.prompt, picture.seed, picture.path) for picture in requests[0].pictures]
+    assert made == [("a dog", 7, "out-1.jpg"), ("a dog", 8, "out-2.jpg"), ("a cat", 9, "out-3.jpg"), ("a cat", 10, "out-4.jpg")]
+    assert [read_metadata(path)["seed"] for *_, path in made] == [7, 8, 9, 10]
+
+
+def test_a_folder_gets_names_made_from_the_prompts_and_loses_none(requests: list[Request]) -> None:
+    Path("made").mkdir()
+    Path("prompts.txt").write_text("A red heart!\na red: heart\n❤\n")
+    for _ in range(2):
+        assert generate("--prompts", "prompts.txt", "-o", "made/") == 0
+    names = ["a-red-heart", "a-red-heart-2", "picture", "a-red-heart-3", "a-red-heart-4", "picture-2"]
+    assert [picture.path for request in requests for picture in request.pictures] == [f"made/{name}.png" for name in names]
+    assert sorted(path.name for path in Path("made").iterdir()) == sorted(f"{name}.png" for name in names)
+
+
+def test_several_images_in_a_folder_are_numbered(requests: list[Request]) -> None:
+    assert generate("a heart", "--images", "2") == 0
+    assert [picture.path for picture in requests[0].pictures] == ["a-heart-1.png", "a-heart-2.png"]
+
+
+def test_overwrite_replaces(requests: list[Request]) -> None:
+    Path("a.png").write_bytes(b"old")
+    assert generate("a red heart", "-o", "a.png") == 2
+    assert Path("a.png").read_bytes() == b"old"
+    assert generate("a red heart", "-o", "a.png", "--overwrite") == 0
+    assert read_metadata("a.png")["prompt"] == "a red heart"
+    assert [path.name for path in Path().iterdir()] == ["a.png"]
+
+
+def test_without_a_seed_a_random_one_is_told_and_recorded(requests: list[Request], capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate("x", "-o", "a.png") == 0
+    assert generate("x", "-o", "b.png") == 0
+    seeds = [request.pictures[0].seed for request in requests]
+    assert seeds[0] != seeds[1]
+    out, err = capsys.readouterr()
+    assert out == "a.png\nb.png\n"
+    lines = [line.partition(" s on ")[2] for line in err.splitlines() if " s on " in line]
+    assert lines == [f"1 rank (ulysses 1 x ring 1 x cfg 1 x data 1), seed {seed}" for seed in seeds]
+    assert [read_metadata(name)["seed"] for name in ("a.png", "b.png")] == seeds
+
+
+# -- what is said
+
+
+def test_print_plan_is_three_lines_and_makes_nothing(requests: list[Request], capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate("x", "--nproc", "4", "--images", "3", "--steps", "5", "--print-plan") == 0
+    assert requests == []
+    assert capsys.readouterr().out.splitlines() == [
+        "layout: ulysses 2 x ring 1 x cfg 2 x data 1 = 4 ranks (cpu, float32)",
+        "why: cfg 2: each half of the guidance batch has its own ranks; they exchange one output a step. "
+        "ulysses 2: two all-to-alls an attention, 8 heads.",
+        "work: 3 pictures of 256 x 256 by PixArtAlphaPipeline of emoji-pixart-256, 5 steps, 256 tokens, 128 a rank",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "arguments", "work"),
+    [
+        ("CogVideoXPipeline", "--ring 3", "1 clip of 720 x 480 by CogVideoXPipeline of MODEL, 50 steps, 17550 tokens, 5850 a rank"),
+        ("CogVideoXPipeline", "--frames 1", "1 clip of 720 x 480 by CogVideoXPipeline of MODEL, 50 steps, 1350 tokens"),
+        ("FluxPipeline", "--ulysses 2 --height 512", "1 picture of 1024 x 512 by FluxPipeline of MODEL, 28 steps, 2048 tokens, 1024 a rank"),
+    ],
+)
+def test_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str], pipeline: str, arguments: str, work: str) -> None:
+    folder = str(write_folder(tmp_path, pipeline))
+    assert generate("x", "--model", folder, "--device", "cpu", *arguments.split(), "--print-plan") == 0
+    assert capsys.readouterr().out.splitlines()[2] == f"work: {work.replace('MODEL', folder)}"
+
+
+def test_show(requests: list[Request], capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate("castle", "-o", "a.webp", "--seed", "3") == 0
+    capsys.readouterr()
+    assert run(["show", "a.webp"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert (lines[0], lines[1].split(), lines[2].split()) == ("a.webp", ["prompt", "castle"], ["seed", "3"])
+    assert run(["show", "--json", "a.webp", "a.webp"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second
+    assert json.loads(first) == {"file": "a.webp", **read_metadata("a.webp")}
+
+
+def test_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["models", "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert "emoji-pixart-256" in table["embedded"]
+    rows = {row["transformer"]: row for row in table["transformers"]}
+    assert rows["PixArtTransformer2DModel"]["pipelines"] == ["PixArtAlphaPipeline", "PixArtSigmaPipeline"]
+    assert [rows[f"{name}Transformer2DModel"]["cfg"] for name in ("SD3", "Flux")] == [True, False]
+    assert run(["models"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in rows)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (OSError(28, "No space left on device", "a.png"), 1, "[Errno 28] No space left on device: 'a.png'"),
+        (RankError(1, "denoise", "was killed", "/tmp/log"), 1, "rank 1 was killed during denoise"),
+        (ValueError("the ranks\nrefuse"), 2, "the ranks refuse"),
+        (KeyboardInterrupt(), 130, "interrupted."),
+    ],
+)
+def test_one_line_on_the_way_out(
+    requests: list[Request], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException, code: int, text: str
+) -> None:
+    def fail(*args: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(engine, "run", fail)
+    assert generate("castle") == code
+    err = capsys.readouterr().err
+    assert err.strip().startswith(f"dit-usp: {text}")
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) == 1
+    assert generate("castle", "--debug") == code
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_ranks_of_a_launcher_parse_alike_and_the_first_one_talks(
+    requests: list[Request], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dit_usp.cli.generate.quieten", lambda: None)  # would import diffusers
+    for rank in (1, 0):
+        monkeypatch.setattr(launch, "place", lambda rank=rank: launch.Place(rank, 2, rank, 2))
+        monkeypatch.setattr(engine, "run", lambda request, show: requests.append(request) or ["a.png"])
+        assert generate("a puppy", "-o", "a.png", "--seed", "1") == 0
+        out, err = capsys.readouterr()
+        assert (out, "puppy" in err) == (("", False) if rank else ("a.png\n", True))
+    assert requests[0].config == requests[1].config
+    assert requests[0].config.world_size == 2
+
+
+# -- the whole way
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image).astype(int)
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("one") / "heart.png"
+    assert generate("a red heart", "-o", str(path), "--seed", "1", "--steps", "4", "--device", "cpu") == 0
+    return path
+
+
+def test_the_picture_is_a_red_heart_on_white(one_rank: Path) -> None:
+    picture = pixels(one_rank)
+    assert picture.shape == (256, 256, 3)
+    assert picture[2:6, 2:6].min() > 230
+    red, green, blue = picture[110:140, 110:140].mean((0, 1))
+    assert red > 50 + max(green, blue)
+
+
+@pytest.mark.parametrize("layout", ["--nproc 2", "--nproc 3", "--ulysses 2 --ring 2"])
+def test_the_same_picture_on_any_ranks(one_rank: Path, tmp_path: Path, layout: str) -> None:
+    path = tmp_path / "heart.png"
+    assert generate("a red heart", "-o", str(path), "--seed", "1", "--steps", "4", "--device", "cpu", *layout.split()) == 0
+    assert abs(pixels(path) - pixels(one_rank)).max() <= 2
+
+
+def test_the_same_picture_under_torchrun(one_rank: Path, tmp_path: Path) -> None:
+    path = tmp_path / "heart.png"
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dit_usp", "generate"]
+    arguments = ["a red heart", "-o", str(path), "--seed", "1", "--steps", "4", "--device", "cpu", "--ring", "2", "--ring-method", "rotate"]
+    done = subprocess.run([sys.executable, *command, *arguments], capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{path}\n"
+    assert "Loading" not in done.stderr
+    assert abs(pixels(path) - pixels(one_rank)).max() <= 2
+
+
+def test_one_picture_of_several_can_be_made_again_alone(one_rank: Path, tmp_path: Path) -> None:
+    """The last of three pictures dealt to two replicas is the one with its seed; the first differs from it."""
+    path = tmp_path / "heart.png"
+    arguments = ["--images", "3", "--data", "2", "--seed", str(2**63 - 7), "--steps", "4", "--device", "cpu"]
+    assert generate("a red heart", "-o", str(path), *arguments) == 0
+    paths = [tmp_path / f"heart-{number}.png" for number in (1, 2, 3)]
+    told = read_metadata(paths[2])
+    assert (told["seed"], told["prompt"], told["ranks"]) == (2**63 - 5, "a red heart", 2)
+    assert generate("a red heart", "-o", str(path), "--seed", str(told["seed"]), "--steps", "4", "--device", "cpu") == 0
+    assert abs(pixels(path) - pixels(paths[2])).max() <= 2
+    assert abs(pixels(paths[0]) - pixels(paths[2])).max() > 2
