@@ -39,6 +39,8 @@ has_torch() { "$python" -P -c 'import importlib.metadata as m; m.version("torch"
 # Without a GPU the CPU build: the default one for Linux brings gigabytes of CUDA.
 install_torch() {
     [ "$(uname -s)" = Linux ] && [ ! -e /proc/driver/nvidia/version ] && [ ! -e /dev/nvidiactl ] || return 0
-    "$python" -m pip install --quiet --disable-pip-version-check --retries 1 "torch==$CPU_TORCH+cpu" --extra-index-url https://download.pytorch.org/whl/cpu && return
+    # --no-deps: its dependencies come with the package's own, from the usual index
+    "$python" -m pip install --quiet --disable-pip-version-check --retries 1 --no-deps "torch==$CPU_TORCH+cpu" \
+        --extra-index-url https://download.pytorch.org/whl/cpu && return
     echo "dit-usp: no CPU build of torch $CPU_TORCH was found; taking the default build."
 }

@@ -54,7 +54,7 @@ def guidance(call: Mapping[str, Any], model: Model) -> float | None:
 def _check_steps(call: Mapping[str, Any], model: Model) -> None:
     steps = call.get("num_inference_steps")
     solver = model.scheduler.get("_class_name", "")
-    # PixArt's loop reads the second timestep (FIELD.md 6), which a DPM-Solver run of one step does not have.
+    # PixArt's loop reads the second timestep, which a DPM-Solver run of one step does not have.
     least = 2 if model.transformer_class == "PixArtTransformer2DModel" and solver.startswith("DPMSolver") else 1
     most = model.scheduler.get("num_train_timesteps", 1000)
     if steps is not None and not least <= steps <= most:
