@@ -310,6 +310,8 @@ class Injection:
         return self.cuts[key][1]
 
     def _cut_anew(self, tensor: Tensor, word: Split, place: Place) -> Tensor:
+        if word.anew:
+            self.streams.forget(word.streams)
         if not word.per_sample:
             return self.streams.cut(tensor, word.dim, word.streams, place)
         length = sum(self.streams.lengths[stream] for stream in word.streams)

@@ -58,6 +58,7 @@ class Split:
     streams: Streams
     ndim: int | None = None
     per_sample: bool = False
+    anew: bool = False
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ KEEP = "*"  # in a list of streams: a segment that stays as it is, because every
 LEARN: Streams = ("?",)
 
 
-def split(*places: str, dim: int, stream: str | Streams = "image", ndim: int | None = None, per_sample: bool = False) -> Split:
+def split(*places: str, dim: int, stream: str | Streams = "image", ndim: int | None = None, per_sample: bool = False, anew: bool = False) -> Split:
     """Keep this rank's piece of `places` along `dim`.
 
     Args:
@@ -175,8 +176,9 @@ def split(*places: str, dim: int, stream: str | Streams = "image", ndim: int | N
             KEEP names a segment that stays.
         ndim: act only on tensors of that many dims (Wan's timestep is per token or per sample).
         per_sample: the dim holds the stream once for every sample of the batch, one after the other (Latte).
+        anew: the stream begins here, whatever its length was before: layers that run twice in a forward, over other tokens (Z-Image's ControlNet).
     """
-    return Split(_places(places), dim, _streams(stream), ndim, per_sample)
+    return Split(_places(places), dim, _streams(stream), ndim, per_sample, anew)
 
 
 def gather(place: str, dim: int, stream: str | Streams = "image") -> Gather:

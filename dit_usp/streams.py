@@ -65,7 +65,9 @@ class StreamState:
 
     def shortage(self) -> str:
         """Which streams are too short to be cut, in words."""
-        return ", ".join(f"{self.lengths[stream]} tokens of {stream} on {self.group.size()} ranks" for stream in self.lengths if self.is_whole(stream))
+        return ", ".join(
+            f"{self.lengths[stream]} tokens of {stream} on {self.group.size()} ranks" for stream in self.lengths if self.is_whole(stream)
+        )
 
     def shared(self, streams: Streams | None) -> str:
         """Where, among the keys of these streams (None: all), those lie that every rank holds: "prefix", "suffix" or "" for none."""
@@ -117,6 +119,11 @@ class StreamState:
     def log_base(self, stream: str, base: float) -> float:
         """A base whose logarithm of this rank's tokens is that of all tokens to `base`."""
         return base ** (math.log(self.own(stream)[1]) / math.log(self.lengths[stream]))
+
+    def forget(self, streams: Streams) -> None:
+        """The next cut measures these streams anew."""
+        for stream in streams:
+            self.lengths.pop(stream, None)
 
     def cut(self, tensor: Tensor, dim: int, streams: Streams, place: object) -> Tensor:
         """This rank's piece of `tensor` along `dim`, each of its streams on its own. One value for a whole stream (a time a sample) stays."""
