@@ -10,6 +10,7 @@ from dit_usp.config import ParallelConfig
 from dit_usp.errors import UnsupportedError
 from dit_usp.inject import parallelize, unparallelize
 from dit_usp.mesh import init_mesh
+from dit_usp.places import argument_names
 
 LAYOUTS = {2: [(2, 1), (1, 2)], 3: [(3, 1), (1, 3)], 4: [(2, 2), (4, 1)]}
 THOROUGH = (
@@ -36,10 +37,11 @@ def run(model, inputs):
 
 
 def tensors(output):
-    """Every tensor of an output: transformers return one, ControlNets lists, some models two streams."""
+    """Every tensor of an output: transformers return one, ControlNets lists or dicts, some models two streams."""
     if isinstance(output, torch.Tensor):
         return [output]
-    return [tensor for item in output for tensor in tensors(item)] if isinstance(output, (list, tuple)) else []
+    items = output.values() if isinstance(output, dict) else output
+    return [tensor for item in items for tensor in tensors(item)] if isinstance(output, (dict, list, tuple)) else []
 
 
 def parity(name, layouts, methods):
@@ -67,8 +69,9 @@ def parity(name, layouts, methods):
 
 def forward(model, inputs):
     """All output tensors, from inputs that nobody has changed (some models pop from their arguments)."""
+    options = {"return_dict": False} if "return_dict" in argument_names(model) else {}
     with torch.no_grad():
-        return tensors(model(**copy.deepcopy(inputs), return_dict=False))
+        return tensors(model(**copy.deepcopy(inputs), **options))
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])

@@ -14,8 +14,8 @@ MOMENTS = 37
 def stable_audio(batch: int = 2) -> tuple[nn.Module, Inputs]:
     """A token with the time and the length goes before the others."""
     model = diffusers.StableAudioDiTModel(
-        sample_size=MOMENTS, in_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=4, num_key_value_attention_heads=2, out_channels=4,
-        cross_attention_dim=16, time_proj_dim=8, global_states_input_dim=10, cross_attention_input_dim=12,
+        sample_size=MOMENTS, in_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=4, num_key_value_attention_heads=2,
+        out_channels=4, cross_attention_dim=16, time_proj_dim=8, global_states_input_dim=10, cross_attention_input_dim=12,
     )  # fmt: skip
     angles = rand(MOMENTS + 1, 4, seed=3)
     return model, dict(

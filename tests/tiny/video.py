@@ -8,7 +8,7 @@ import diffusers
 import torch
 from torch import nn
 
-from tiny.tools import HEIGHT, WIDTH, Inputs, rand, text_mask
+from tiny.tools import HEIGHT, WIDTH, Inputs, rand, resize_without_torchvision, text_mask
 
 FRAMES, TALL, WIDE = 3, 5, 7  # latent patches; 105 tokens
 AUDIO = 11  # moments
@@ -152,14 +152,16 @@ def mochi(batch: int = 2) -> tuple[nn.Module, Inputs]:
 
 
 def cosmos(batch: int = 2, **config: Any) -> tuple[nn.Module, Inputs]:
+    resize_without_torchvision("diffusers.models.transformers.transformer_cosmos")
     model = diffusers.CosmosTransformer3DModel(
         in_channels=4, out_channels=4, num_attention_heads=4, attention_head_dim=12, num_layers=2, mlp_ratio=2, text_embed_dim=16, adaln_lora_dim=6,
-        max_size=(4, 16, 16), concat_padding_mask=False, **config,
+        max_size=(4, 16, 16), **config,
     )  # fmt: skip
     return model, dict(
         hidden_states=rand(batch, 4, FRAMES, 2 * TALL, 2 * WIDE),
         timestep=torch.tensor([300.0, 700.0])[:batch],
         encoder_hidden_states=rand(batch, 9, 16, seed=2),
+        padding_mask=torch.zeros(1, 1, 2 * TALL, 2 * WIDE),
         fps=16,
     )
 
