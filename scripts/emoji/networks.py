@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -118,5 +119,7 @@ def save_pipeline(folder: Path, transformer: nn.Module, text_encoder: nn.Module)
     parts = {"tokenizer": read_tokenizer(folder), "text_encoder": text_encoder, "transformer": transformer, "vae": read_vae(folder)}
     PixArtAlphaPipeline(scheduler=scheduler, **parts).save_config(folder)
     for file in (folder / "model_index.json", folder / "tokenizer" / "tokenizer_config.json"):
-        # transformers 5 writes its new name of the class; versions 4 and 5 both know the old one
-        file.write_text(file.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
+        # transformers 5 writes its new name of the class (versions 4 and 5 both know the old one) and how the tokenizer was read
+        text = file.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast")
+        content = {key: value for key, value in json.loads(text).items() if key not in ("is_local", "local_files_only")}
+        file.write_text(json.dumps(content, indent=2) + "\n")
