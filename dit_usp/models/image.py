@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dit_usp.plan import KEEP, Call, batch, exchange, gather, local_int, log_base, neighbour, reduce, replicate, shard_plan, split
 
+HIDREAM = ("image", "t5", "llama", "llama")  # a layer's own words come last, and leave after it
+
 PLANS = (
     shard_plan(
         "FluxTransformer2DModel",
@@ -89,13 +91,7 @@ PLANS = (
         split("pe_embedder", dim=1, stream=("image", KEEP)),
         split("double_stream_blocks.*:hidden_states_masks", dim=1),
         split("single_stream_blocks.*:hidden_states_masks", dim=1, stream=("image", KEEP)),
-        # a layer's own words come last in it, and leave after it
-        exchange(
-            "double_stream_blocks.*.block.attn1",
-            "single_stream_blocks.*.block.attn1",
-            queries=("image", "t5", "llama", "llama"),
-            keys=("image", "t5", "llama", "llama"),
-        ),
+        exchange("*_stream_blocks.*.block.attn1", queries=HIDREAM, keys=HIDREAM),
         gather("final_layer", dim=1),
         guidance="batch",
     ),
