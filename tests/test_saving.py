@@ -120,7 +120,8 @@ def test_nothing_bears_the_name_before_it_is_whole(tmp_path: Path, monkeypatch: 
     seen: list[list[str]] = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: seen.append(names(tmp_path)))
     write_whole(b"data", tmp_path / "a.png")
-    assert seen and all("a.png" not in some for some in seen)
+    assert seen
+    assert all("a.png" not in some for some in seen)
     assert names(tmp_path) == ["a.png"]
 
 
