@@ -31,7 +31,7 @@ class Engine:
             image = engine.generate("a red heart", seed=1).images[0]
 
     Args:
-        model: a hub id or a local diffusers folder.
+        model: a hub id, a local diffusers folder, or the name of an embedded model ("emoji-pixart-256").
         parallel: the degrees; their product is the number of ranks.
         nproc: the number of ranks, laid out as the model allows (`.parallel` says how). With neither: one rank a GPU, or one.
         device: "cuda" or "cpu"; None: cuda where there is one.

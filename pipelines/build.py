@@ -12,6 +12,7 @@ import diffusers
 
 from dit_usp import pipelines
 from dit_usp.config import ParallelConfig
+from dit_usp.embedded import located
 from dit_usp.errors import UnsupportedError
 from dit_usp.pipelines.base import USPPipelineMixin, hub_options
 from dit_usp.pipelines.table import NAMES
@@ -49,13 +50,14 @@ def auto_pipeline(path: Any, parallel: ParallelConfig | None = None, **options: 
     """Load the pipeline at `path` in the USP class that its model_index.json names.
 
     Args:
-        path: a hub id or a local folder.
+        path: a hub id, a local folder, or the name of an embedded model.
         parallel: the degrees (None: `ParallelConfig.auto` for the ranks there are).
         options: what diffusers' from_pretrained takes, and `on_stage`, `on_step`.
 
     Raises:
         UnsupportedError: a pipeline without a USP class, or a layout that its model cannot take.
     """
+    path = located(path)
     name = diffusers.DiffusionPipeline.load_config(path, **hub_options(options))["_class_name"]
     if name not in NAMES:
         nearest = get_close_matches(str(name), NAMES, n=3, cutoff=0.3) or NAMES

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 # A module imports from its own row or from those above it.
 LAYERS = (
     ("errors",),
-    ("config",),
+    ("config", "embedded"),
     ("mesh",),
     ("collectives",),
     ("plan", "places", "rebind", "streams", "halo", "linear", "attention", "models", "sharding", "translate"),

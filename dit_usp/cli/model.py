@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from dit_usp.cli.signature import Parameter, read_signature
+from dit_usp.embedded import embedded
 from dit_usp.models import find_plan
 from dit_usp.pipelines.table import NAMES
 from dit_usp.plan import ShardPlan
@@ -100,12 +101,6 @@ class Model:
         return plane * -(-planes // (self.transformer.get("patch_size_t") or 1))
 
 
-def embedded() -> dict[str, Path]:
-    """The folders of the models that come with dit-usp, by name."""
-    data = Path(str(files("dit_usp"))) / "data"
-    return {path.parent.name: path.parent for path in sorted(data.glob("*/model_index.json"))}
-
-
 def find_model(name: str) -> Model:
     """The model `name`: one that comes with us, a local folder, or a hub id.
 
@@ -182,6 +177,7 @@ def _json(text: str, path: Path | str) -> dict[str, Any]:
 
 def _read_hub(name: str, file: str) -> dict[str, Any]:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are not news; that it gave up is our one line
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 

@@ -15,7 +15,7 @@ def command(as_json: bool) -> None:
 
     cfg: whether --cfg 2 can compute the two halves of guidance on different ranks. streams: the tokens that are shared out.
     """
-    from dit_usp.cli.model import embedded
+    from dit_usp.embedded import embedded
 
     table = {"embedded": sorted(embedded()), "transformers": _transformers()}
     click.echo(json.dumps(table, indent=2) if as_json else _text(table))

@@ -1,0 +1,18 @@
+"""A model that comes with dit-usp goes by its name, everywhere."""
+
+from dit_usp.embedded import embedded, located
+from dit_usp.pipelines import auto_pipeline
+
+
+def test_names_stand_for_folders():
+    assert (embedded()["emoji-pixart-256"] / "model_index.json").exists()
+    assert located("emoji-pixart-256") == str(embedded()["emoji-pixart-256"])
+    assert located("someone/else") == "someone/else"
+
+
+def load_by_name():
+    return type(auto_pipeline("emoji-pixart-256")).__name__
+
+
+def test_pipelines_load_by_name(ranks):
+    assert ranks(2, load_by_name) == ["USPPixArtAlphaPipeline"] * 2
