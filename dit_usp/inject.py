@@ -16,7 +16,7 @@ from dit_usp import collectives, halo
 from dit_usp.errors import UnsupportedError
 from dit_usp.linear import LINEAR, LinearProcessor
 from dit_usp.mesh import Mesh
-from dit_usp.models import find_plan
+from dit_usp.models import REFUSED, find_plan
 from dit_usp.places import argument_names, by_name, change, modules_at, require
 from dit_usp.plan import Batch, Count, Exchange, Gather, Late, LogBase, Neighbour, Place, Reduce, Replicate, ShardPlan, Split, Word
 from dit_usp.rebind import twin
@@ -77,6 +77,8 @@ def plan_of(transformer: nn.Module) -> ShardPlan:
     for cls in type(transformer).__mro__:
         if plan := find_plan(cls.__name__):
             return plan
+        if reason := REFUSED.get(cls.__name__):
+            raise UnsupportedError(f"{cls.__name__} cannot be shared over ranks: {reason}. Give the ranks to data_degree instead.")
     if plan := translated(transformer):
         return plan
     raise UnsupportedError(f"{type(transformer).__name__} has no shard plan; CONTRIBUTING shows how to add one in ten lines ('add a model').")

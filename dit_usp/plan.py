@@ -80,6 +80,7 @@ class Call:
         local: every rank holds all keys already: nothing to exchange.
         marked: exchange only calls that pass diffusers' parallel_config (see dit_usp.translate).
         mask: "outer" where the processor builds the outer product of a key mask with itself: over its own piece, so ours is built from all pieces.
+            "native" where the model makes it for torch's own backends only, and gives others a window that they would count from their own piece.
     """
 
     queries: Streams | None = None
@@ -87,7 +88,7 @@ class Call:
     shared: Literal["", "prefix", "suffix"] = ""
     local: bool = False
     marked: bool = False
-    mask: Literal["", "outer"] = ""
+    mask: Literal["", "outer", "native"] = ""
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def exchange(
     queries: str | Streams | None = None,
     keys: str | Streams | None = None,
     shared: Literal["", "prefix", "suffix"] = "",
-    mask: Literal["", "outer"] = "",
+    mask: Literal["", "outer", "native"] = "",
     calls: Mapping[str, tuple[Call, ...]] | None = None,
     optional: bool = False,
 ) -> Exchange:

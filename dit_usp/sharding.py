@@ -71,6 +71,8 @@ class Sharding:
             if attn_mask is not None and attn_mask.ndim == 2:
                 attn_mask = attn_mask[:, None, None, :]  # diffusers: a 2-D mask is (batch, keys)
             name, local = _backend(backend)
+            if local and call.mask == "native":
+                raise UnsupportedError(f"{self.streams.owner}: its window of attention is shared over ranks with torch's own backends; set 'native'.")
             return self.attend(call, query, key, value, attn_mask, is_causal, scale, enable_gqa, name, local)
 
         def sdpa(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dit_usp.models import audio, controlnet, image, video
+from dit_usp.models.refused import REFUSED as REFUSED
 from dit_usp.plan import ShardPlan
 
 PLANS: tuple[ShardPlan, ...] = (*image.PLANS, *video.PLANS, *audio.PLANS, *controlnet.PLANS)

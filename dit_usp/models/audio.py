@@ -29,7 +29,7 @@ PLANS: tuple[ShardPlan, ...] = (
         split("layers.0:hidden_states", dim=1),
         split("layers.*:position_embeddings", dim=0),
         split("layers.*:attention_mask", dim=2),
-        exchange("layers.*.self_attn"),
+        exchange("layers.*.self_attn", mask="native"),
         gather("norm_out", dim=1),
     ),
     shard_plan(
