@@ -91,12 +91,12 @@ REFUSED = [
 ]
 
 
-def mistaken(name, mistake):
-    """The error of a wrong plan, or what it is refused with."""
-    model, inputs = build(name)
+def mistaken(name, mistake, size=2, **options):
+    """The error of a wrong plan on `size` ranks, or what it is refused with."""
+    model, inputs = build(name, **options)
     expected = forward(model, inputs)
     try:
-        parallelize(model, init_mesh(ParallelConfig(2), "cpu"), plan=mistake(plan_of(model)))
+        parallelize(model, init_mesh(ParallelConfig(size), "cpu"), plan=mistake(plan_of(model)))
         out = forward(model, inputs)
     except (ValueError, RuntimeError) as refusal:
         return str(refusal)

@@ -94,7 +94,7 @@ def anyflow(batch: int = 2) -> tuple[nn.Module, Inputs]:
     return model, _inputs(batch) | dict(hidden_states=rand(batch, FRAMES, 4, 2 * HEIGHT, 2 * WIDTH), timestep=times, r_timestep=times - 50)
 
 
-def wan_animate(batch: int = 2) -> tuple[nn.Module, Inputs]:
+def wan_animate(batch: int = 2, width: int = WIDTH) -> tuple[nn.Module, Inputs]:
     """A pose added to the latents, and a face that is read frame by frame."""
     config = _config(latent_channels=4, image_dim=10, added_kv_proj_dim=36) | dict(in_channels=12)
     model = diffusers.WanAnimateTransformer3DModel(
@@ -102,9 +102,9 @@ def wan_animate(batch: int = 2) -> tuple[nn.Module, Inputs]:
         motion_encoder_dim=6, face_encoder_hidden_dim=8, face_encoder_num_heads=2, inject_face_latents_blocks=1,
     )  # fmt: skip
     return model, _inputs(batch, TEXT) | dict(
-        hidden_states=rand(batch, 12, FRAMES, 2 * HEIGHT, 2 * WIDTH),
+        hidden_states=rand(batch, 12, FRAMES, 2 * HEIGHT, 2 * width),
         encoder_hidden_states_image=rand(batch, 5, 10, seed=3),
-        pose_hidden_states=rand(batch, 4, FRAMES - 1, 2 * HEIGHT, 2 * WIDTH, seed=4),
+        pose_hidden_states=rand(batch, 4, FRAMES - 1, 2 * HEIGHT, 2 * width, seed=4),
         face_pixel_values=rand(batch, 3, 4 * (FRAMES - 1), 16, 16, seed=5),
     )
 
