@@ -16,8 +16,10 @@ from PIL import Image
 
 from dit_usp import engine, launch, saving
 from dit_usp.cli import COMMANDS, group, run
+from dit_usp.cli.console import progress
 from dit_usp.request import Request
 from dit_usp.saving import read_metadata
+from dit_usp.status import Doing
 from dit_usp.supervise import RankError
 
 OPTIONS = {
@@ -242,6 +244,16 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["models"]) == 0
     text = capsys.readouterr().out
     assert all(name in text for name in rows)
+
+
+def test_progress_is_for_terminals(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    for terminal in (False, True):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
+        with progress(2) as show:
+            show(Doing("denoise", 3, 10), 1)
+        err = capsys.readouterr().err
+        assert ("denoise 2/2" in err, "3/10" in err) == (terminal, terminal)
 
 
 @pytest.mark.parametrize(

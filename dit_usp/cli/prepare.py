@@ -135,7 +135,7 @@ def _pictures(options: Options, model: Model, asked: list[str], prompts: list[st
 
 
 def _if_changed(asked: str, prompt: str | int) -> str:
-    return asked if asked != prompt else ""
+    return asked if asked != str(prompt) else ""
 
 
 def _told(model: Model, arguments: Mapping[str, Any], guidance: float | None, device: str, dtype: str) -> dict[str, Any]:
