@@ -79,7 +79,8 @@ class Call:
         shared: "prefix" or "suffix" where the keys begin or end with some that every rank holds alike (an adapter's tokens, a cache), however many.
         local: every rank holds all keys already: nothing to exchange.
         marked: exchange only calls that pass diffusers' parallel_config (see dit_usp.translate).
-        mask: "outer" where the processor builds the outer product of a key mask with itself: over its own piece, so ours is built from all pieces.
+        mask: "outer" where the processor builds the outer product of a key mask with itself: over its own piece, so ours is built from all pieces,
+            once a forward: such models have one mask for all blocks.
             "native" where the model makes it for torch's own backends only, and gives others a window that they would count from their own piece.
     """
 

@@ -33,11 +33,11 @@ class Sharding:
         self.mesh, self.streams = mesh, StreamState(plan.model, mesh.sequence, plan.short)
         self.turn = 0
         self.late: Tensor | None = None
-        self._mask: tuple[Tensor, object, PreparedMask | None] | None = None  # the last mask of this forward, for what call, and made ready for it
+        self._masks: dict[object, tuple[Tensor, PreparedMask | None]] = {}  # for each kind of call of this forward its last mask, and made ready
 
     def begin(self) -> None:
         """A forward starts: the last one's mask is not this one's."""
-        self._mask = None
+        self._masks.clear()
 
     def attention(self, calls: tuple[Call, ...]) -> Attention:
         """The stand-ins for a processor that makes these calls in turn."""
@@ -139,8 +139,8 @@ class Sharding:
     ) -> PreparedMask | None:
         """The mask with its exchanges done: once a forward where all blocks are handed the same one."""
         use = (call, heads, lengths, kv_lengths)
-        if self._mask is not None and _same(self._mask[0], mask) and self._mask[1] == use:
-            return self._mask[2]
+        if use in self._masks and (call.mask == "outer" or _same(self._masks[use][0], mask)):
+            return self._masks[use][1]
         rows = mask[..., :1, :] if mask.stride(-2) == 0 else mask  # one row, expanded: a mask of keys (Lumina-Next)
         if call.mask == "outer":
             rows = self._outer(mask, own, common, kv_lengths)
@@ -163,7 +163,7 @@ class Sharding:
             shared_mask=rows[..., common] if rows[..., common].shape[-1] else None,
         )
         if not torch.compiler.is_compiling():
-            self._mask = (mask, use, prepared)
+            self._masks[use] = (mask, prepared)
         return prepared
 
     def _key_lengths(self, call: Call, lengths: tuple[int, ...], own: int) -> tuple[int, ...]:
