@@ -75,25 +75,25 @@ class Sitting:
     def over(self) -> bool:
         return time.monotonic() > self.ends
 
-    def save(self, part: Part, step: int, spent: float) -> None:
+    def save(self, part: Part, step: int, spent: float, loss: float) -> None:
         """Write the checkpoint under another name, then rename it: a killed run leaves the old one."""
         rng = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None}
-        content = {"recipe": asdict(self.recipe), "part": part.name, "step": step, "spent": spent, "state": part.state(), "rng": rng}
+        content = {"recipe": asdict(self.recipe), "part": part.name, "step": step, "spent": spent, "loss": loss, "state": part.state(), "rng": rng}
         torch.save(content, self.file.with_suffix(".new"))
         os.replace(self.file.with_suffix(".new"), self.file)
         self.say(f"checkpoint: {part.name} step {step}, {spent:.0f} s spent")
 
-    def resume(self, part: Part) -> tuple[int, float]:
-        """Step and seconds spent of this part; its state and the random numbers are put back."""
+    def resume(self, part: Part) -> tuple[int, float, float]:
+        """Step, seconds spent and last mean loss of this part; its state and the random numbers are put back."""
         if self.checkpoint.get("part") != part.name:
-            return 0, 0.0
+            return 0, 0.0, math.nan
         part.load_state(self.checkpoint["state"])
         rng = self.checkpoint["rng"]
         torch.set_rng_state(rng["cpu"].cpu())
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(rng["cuda"].cpu(), self.device)
         self.say(f"going on with {part.name} at step {self.checkpoint['step']}, {self.checkpoint['spent']:.0f} s spent")
-        return self.checkpoint["step"], self.checkpoint["spent"]
+        return self.checkpoint["step"], self.checkpoint["spent"], self.checkpoint["loss"]
 
 
 def train(part: Part, budget: float, sitting: Sitting) -> dict[str, Any] | None:
@@ -102,35 +102,30 @@ def train(part: Part, budget: float, sitting: Sitting) -> dict[str, Any] | None:
     Raises:
         ArithmeticError: the loss is not finite.
     """
-    step, spent = sitting.resume(part)
-    clock, meter = Clock(budget, spent), _Meter(sitting, part)
+    step, spent, loss = sitting.resume(part)
+    clock, meter = Clock(budget, spent), _Meter(sitting, part, loss)
     saved = time.monotonic()
     while clock.share < 1:
         if sitting.over:
-            sitting.save(part, step, clock.spent)
+            sitting.save(part, step, clock.spent, meter.tell(step, clock, now=True))
             return None
         meter.add(part.step(step, clock.share))
         step += 1
         clock.step()
         meter.tell(step, clock)
         if time.monotonic() - saved > CHECKPOINT_SECONDS:
-            sitting.save(part, step, clock.spent)
+            sitting.save(part, step, clock.spent, meter.tell(step, clock, now=True))
             saved = time.monotonic()
-    sitting.save(part, step, clock.spent)
-    return {
-        f"{part.name}_steps": step,
-        f"{part.name}_seconds": round(clock.spent),
-        f"{part.name}_loss": meter.tell(step, clock, now=True),
-        **part.finish(),
-    }
+    sitting.save(part, step, clock.spent, meter.tell(step, clock, now=True))
+    return {f"{part.name}_steps": step, f"{part.name}_seconds": round(clock.spent), f"{part.name}_loss": meter.mean, **part.finish()}
 
 
 class _Meter:
     """The mean loss since the last progress line, kept on the device so that no step waits for it."""
 
-    def __init__(self, sitting: Sitting, part: Part) -> None:
+    def __init__(self, sitting: Sitting, part: Part, mean: float) -> None:
         self.sitting, self.part = sitting, part
-        self.total, self.count, self.told, self.mean = torch.zeros((), device=sitting.device), 0, time.monotonic(), math.nan
+        self.total, self.count, self.told, self.mean = torch.zeros((), device=sitting.device), 0, time.monotonic(), mean
 
     def add(self, loss: Tensor) -> None:
         self.total += loss
