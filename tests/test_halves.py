@@ -1,15 +1,14 @@
-"""cfg_degree=2 for every image model whose guidance is two halves of one batch: the tiny models of the parity tests, batches of 2 and 3."""
+"""cfg_degree=2 for every model whose guidance is two halves of one batch: the tiny models of the parity tests, batches of 2 and 3."""
 
 import pytest
 from test_parity import error, forward
-from tiny import build, image, image_more, image_rest
+from tiny import TINY, build
 
 from dit_usp.config import ParallelConfig
 from dit_usp.errors import UnsupportedError
 from dit_usp.inject import parallelize, plan_of, unparallelize
 from dit_usp.mesh import init_mesh
 
-CASES = [*image.TINY, *image_more.TINY, *image_rest.TINY]
 WHOLE = ("zimage_controlled", "omnigen_edit")  # their arguments hold all samples in one, and are refused
 
 
@@ -29,7 +28,7 @@ def _compared(model, inputs):
     return max(error(o, e) for o, e in zip(out, expected, strict=True))
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name not in WHOLE])
+@pytest.mark.parametrize("name", [name for name in TINY if name not in WHOLE])
 def test_halves_equal_the_whole_batch(ranks, name):
     assert all(worst is None or worst <= 1e-5 for worst in ranks(2, halved, name))
 

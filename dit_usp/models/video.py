@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dit_usp.plan import Call, ShardPlan, exchange, gather, late, local_int, neighbour, reduce, replicate, shard_plan, split
+from dit_usp.plan import Call, ShardPlan, batch, exchange, gather, late, local_int, neighbour, reduce, replicate, shard_plan, split
 
 PLANS: tuple[ShardPlan, ...] = (
     shard_plan(
@@ -137,6 +137,7 @@ PLANS: tuple[ShardPlan, ...] = (
     ),
     shard_plan(
         "AllegroTransformer3DModel",
+        batch(":image_rotary_emb", dim=-1),
         split("transformer_blocks.0:hidden_states", dim=1),
         split(":image_rotary_emb[1]", dim=-1),
         split("transformer_blocks.*:attention_mask", dim=2),

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import diffusers
-import torch
 from torch import nn
 
-from tiny.tools import Inputs, rand, text_mask
+from tiny.tools import Inputs, rand, text_mask, times
 
 MOMENTS = 37
 
@@ -20,7 +19,7 @@ def stable_audio(batch: int = 2) -> tuple[nn.Module, Inputs]:
     angles = rand(MOMENTS + 1, 4, seed=3)
     return model, dict(
         hidden_states=rand(batch, 4, MOMENTS),
-        timestep=torch.tensor([0.3, 0.7])[:batch],
+        timestep=times(batch),
         encoder_hidden_states=rand(batch, 9, 12, seed=2),
         global_hidden_states=rand(batch, 1, 10, seed=4),
         rotary_embedding=(angles.cos(), angles.sin()),
@@ -40,7 +39,7 @@ def stable_audio3(batch: int = 2, memory: int = 5) -> tuple[nn.Module, Inputs]:
     )  # fmt: skip
     return model, dict(
         hidden_states=rand(batch, 4, MOMENTS),
-        timestep=torch.tensor([0.3, 0.7])[:batch],
+        timestep=times(batch),
         encoder_hidden_states=rand(batch, 9, 12, seed=2),
         global_hidden_states=rand(batch, 10, seed=4),
         encoder_attention_mask=text_mask(batch, 9),
@@ -63,8 +62,8 @@ def ace_step(batch: int = 2) -> tuple[nn.Module, Inputs]:
     )  # fmt: skip
     return model, dict(
         hidden_states=rand(batch, MOMENTS, 4),
-        timestep=torch.tensor([0.3, 0.7])[:batch],
-        timestep_r=torch.tensor([0.2, 0.5])[:batch],
+        timestep=times(batch),
+        timestep_r=times(batch) / 2,
         encoder_hidden_states=rand(batch, 9, 12, seed=2),
         context_latents=rand(batch, MOMENTS, 6, seed=3),
     )
@@ -77,7 +76,7 @@ def longcat_audio(batch: int = 2, masked: bool = True) -> tuple[nn.Module, Input
         hidden_states=rand(batch, MOMENTS, 4),
         encoder_hidden_states=rand(batch, 9, 12, seed=2),
         encoder_attention_mask=text_mask(batch, 9).bool(),
-        timestep=torch.tensor([0.3, 0.7])[:batch],
+        timestep=times(batch),
         attention_mask=text_mask(batch, MOMENTS).bool() if masked else None,
         latent_cond=rand(batch, MOMENTS, 4, seed=3),
     )
@@ -93,9 +92,7 @@ def minimax_music3(batch: int = 2) -> tuple[nn.Module, Inputs]:
         in_channels=4, condition_dim=6, num_layers=2, num_attention_heads=4, attention_head_dim=8, ff_inner_dim=24, rotary_dim=4,
         fourier_embedding_dim=8,
     )  # fmt: skip
-    return model, dict(
-        hidden_states=rand(batch, 4, MOMENTS), timestep=torch.tensor([0.3, 0.7])[:batch], encoder_hidden_states=rand(batch, MOMENTS, 6, seed=2)
-    )
+    return model, dict(hidden_states=rand(batch, 4, MOMENTS), timestep=times(batch), encoder_hidden_states=rand(batch, MOMENTS, 6, seed=2))
 
 
 TINY = {

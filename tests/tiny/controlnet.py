@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tiny.image_more import zimage
-from tiny.tools import HEIGHT, WIDTH, Inputs, rand, resize_without_torchvision, text_mask
+from tiny.tools import HEIGHT, WIDTH, Inputs, rand, resize_without_torchvision, text_mask, times
 from tiny.video import FRAMES, TALL, WIDE
 
 TOKENS = HEIGHT * WIDTH
@@ -32,7 +32,7 @@ def flux_controlnet(batch: int = 2, **config: Any) -> tuple[nn.Module, Inputs]:
         conditioning_scale=0.7,
         encoder_hidden_states=rand(batch, 7, 24, seed=2),
         pooled_projections=rand(batch, 20, seed=3),
-        timestep=torch.tensor([0.3, 0.7])[:batch],
+        timestep=times(batch),
         guidance=torch.full((batch,), 3.5),
         img_ids=torch.cartesian_prod(torch.zeros(1), torch.arange(HEIGHT).float(), torch.arange(WIDTH).float()),
         txt_ids=torch.zeros(7, 3),
@@ -42,7 +42,7 @@ def flux_controlnet(batch: int = 2, **config: Any) -> tuple[nn.Module, Inputs]:
 def flux_controlnet_union(batch: int = 2) -> tuple[nn.Module, Inputs]:
     """A token that names the kind of control goes before the text. No single blocks, as in most of them."""
     model, inputs = flux_controlnet(batch, num_mode=3, num_single_layers=0)
-    return model, inputs | dict(controlnet_mode=torch.tensor([[1], [2]])[:batch])
+    return model, inputs | dict(controlnet_mode=1 + torch.arange(batch)[:, None] % 2)
 
 
 def flux_controlnet_hint(batch: int = 2) -> tuple[nn.Module, Inputs]:
@@ -62,7 +62,7 @@ def sd3_controlnet(batch: int = 2, **config: Any) -> tuple[nn.Module, Inputs]:
         controlnet_cond=rand(batch, 5, 2 * HEIGHT, 2 * WIDTH, seed=1),
         encoder_hidden_states=rand(batch, 7, 24, seed=2),
         pooled_projections=rand(batch, 20, seed=3),
-        timestep=torch.tensor([300.0, 700.0])[:batch],
+        timestep=1000 * times(batch),
     )
 
 
@@ -81,7 +81,7 @@ def qwen_controlnet(batch: int = 2) -> tuple[nn.Module, Inputs]:
         controlnet_cond=rand(batch, TOKENS, 8, seed=1),
         encoder_hidden_states=rand(batch, 9, 24, seed=2),
         encoder_hidden_states_mask=text_mask(batch, 9),
-        timestep=torch.tensor([0.3, 0.7])[:batch],
+        timestep=times(batch),
         img_shapes=[[(1, HEIGHT, WIDTH)]] * batch,
     )
 
@@ -94,7 +94,7 @@ def hunyuan_dit_controlnet(batch: int = 2) -> tuple[nn.Module, Inputs]:
     angles = rand(TOKENS, 16, seed=9)
     return model, dict(
         hidden_states=_latents(batch),
-        timestep=torch.tensor([300.0, 700.0])[:batch],
+        timestep=1000 * times(batch),
         controlnet_cond=_latents(batch, seed=1),
         encoder_hidden_states=rand(batch, 7, 24, seed=2),
         text_embedding_mask=text_mask(batch, 7),
@@ -155,7 +155,7 @@ def sana_controlnet(batch: int = 2) -> tuple[nn.Module, Inputs]:
     return model, dict(
         hidden_states=_latents(batch),
         encoder_hidden_states=rand(batch, 9, 24, seed=2),
-        timestep=torch.tensor([300.0, 700.0])[:batch],
+        timestep=1000 * times(batch),
         controlnet_cond=_latents(batch, seed=1),
         encoder_attention_mask=text_mask(batch, 9),
     )

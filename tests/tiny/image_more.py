@@ -8,7 +8,7 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
-from tiny.tools import HEIGHT, WIDTH, Inputs, rand, text_mask
+from tiny.tools import HEIGHT, WIDTH, Inputs, rand, text_mask, times
 
 TOKENS = HEIGHT * WIDTH
 
@@ -18,10 +18,6 @@ def grid(first: float = 0, dims: int = 3) -> Tensor:
     rows, columns = torch.arange(HEIGHT).float(), torch.arange(WIDTH).float()
     positions = torch.cartesian_prod(torch.full((1,), float(first)), rows, columns)
     return torch.cat([positions, torch.zeros(TOKENS, dims - 3)], 1)
-
-
-def times(batch: int) -> Tensor:
-    return torch.linspace(0.3, 0.6, batch)
 
 
 # -- the FLUX family

@@ -9,17 +9,13 @@ import torch
 from diffusers.models.embeddings import get_2d_rotary_pos_embed_lumina
 from torch import nn
 
-from tiny.tools import HEIGHT, WIDTH, Inputs, rand, text_mask
+from tiny.tools import HEIGHT, WIDTH, Inputs, rand, text_mask, times
 
 TOKENS = HEIGHT * WIDTH
 
 
 def latents(batch: int, channels: int = 4) -> torch.Tensor:
     return rand(batch, channels, 2 * HEIGHT, 2 * WIDTH)
-
-
-def times(batch: int) -> torch.Tensor:
-    return torch.linspace(0.3, 0.6, batch)
 
 
 def sizes(batch: int) -> Inputs:

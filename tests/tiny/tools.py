@@ -19,6 +19,11 @@ def rand(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def times(batch: int) -> Tensor:
+    """A time for each sample, of 1."""
+    return torch.linspace(0.3, 0.6, batch)
+
+
 def redraw(model: nn.Module) -> nn.Module:
     """Draw every parameter anew, alike on every rank; norms stay near one, so that no activation dies out."""
     generator = torch.Generator().manual_seed(1)

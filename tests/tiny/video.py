@@ -8,7 +8,7 @@ import diffusers
 import torch
 from torch import nn
 
-from tiny.tools import HEIGHT, WIDTH, Inputs, rand, resize_without_torchvision, text_mask
+from tiny.tools import HEIGHT, WIDTH, Inputs, rand, resize_without_torchvision, text_mask, times
 
 FRAMES, TALL, WIDE = 3, 5, 7  # latent patches; 105 tokens
 AUDIO = 11  # moments
@@ -76,7 +76,7 @@ def ltx(batch: int = 2) -> tuple[nn.Module, Inputs]:
     return model, dict(
         hidden_states=rand(batch, FRAMES * TALL * WIDE, 6),
         encoder_hidden_states=rand(batch, 9, 16, seed=2),
-        timestep=torch.tensor([300.0, 700.0])[:batch],
+        timestep=1000 * times(batch),
         encoder_attention_mask=text_mask(batch, 9),
         num_frames=FRAMES,
         height=TALL,
@@ -95,7 +95,7 @@ def ltx_i2v(batch: int = 2) -> tuple[nn.Module, Inputs]:
 def ltx_one_time(batch: int = 2) -> tuple[nn.Module, Inputs]:
     """One time a sample, in a dim of its own: the condition pipeline without a condition."""
     model, inputs = ltx(batch)
-    return model, inputs | dict(timestep=torch.tensor([[300.0], [700.0]])[:batch])
+    return model, inputs | dict(timestep=1000 * times(batch)[:, None])
 
 
 def ltx2(batch: int = 2, **config: Any) -> tuple[nn.Module, Inputs]:
@@ -109,8 +109,8 @@ def ltx2(batch: int = 2, **config: Any) -> tuple[nn.Module, Inputs]:
         audio_hidden_states=rand(batch, AUDIO, 5, seed=3),
         encoder_hidden_states=rand(batch, 9, 12, seed=2),
         audio_encoder_hidden_states=rand(batch, 9, 12, seed=4),
-        timestep=torch.tensor([300.0, 700.0])[:batch],
-        sigma=torch.tensor([0.3, 0.7])[:batch],
+        timestep=1000 * times(batch),
+        sigma=times(batch),
         encoder_attention_mask=text_mask(batch, 9),
         audio_encoder_attention_mask=text_mask(batch, 9),
         num_frames=FRAMES,
@@ -133,7 +133,7 @@ def ltx2_condition(batch: int = 2) -> tuple[nn.Module, Inputs]:
         video_self_attention_mask=(rand(batch, tokens, tokens, seed=5) > 0).float(),
         video_keyframes_mask=(rand(batch, tokens, 1, seed=6) > 0).float(),
         spatio_temporal_guidance_blocks=[1],
-        perturbation_mask=torch.tensor([0.0, 1.0])[:batch],
+        perturbation_mask=torch.arange(batch) % 2.0,
         use_cross_timestep=True,
     )
 
@@ -146,7 +146,7 @@ def mochi(batch: int = 2) -> tuple[nn.Module, Inputs]:
     return model, dict(
         hidden_states=rand(batch, 4, FRAMES, 2 * TALL, 2 * WIDE),
         encoder_hidden_states=rand(batch, 9, 16, seed=2),
-        timestep=torch.tensor([300.0, 700.0])[:batch],
+        timestep=1000 * times(batch),
         encoder_attention_mask=text_mask(batch, 9).bool(),
     )
 
@@ -159,7 +159,7 @@ def cosmos(batch: int = 2, **config: Any) -> tuple[nn.Module, Inputs]:
     )  # fmt: skip
     return model, dict(
         hidden_states=rand(batch, 4, FRAMES, 2 * TALL, 2 * WIDE),
-        timestep=torch.tensor([300.0, 700.0])[:batch],
+        timestep=1000 * times(batch),
         encoder_hidden_states=rand(batch, 9, 16, seed=2),
         padding_mask=torch.zeros(1, 1, 2 * TALL, 2 * WIDE),
         fps=16,
@@ -191,7 +191,7 @@ def allegro(batch: int = 2) -> tuple[nn.Module, Inputs]:
     return model, dict(
         hidden_states=rand(batch, 4, FRAMES, 2 * TALL, 2 * WIDE),
         encoder_hidden_states=rand(batch, 9, 16, seed=2),
-        timestep=torch.tensor([300.0, 700.0])[:batch],
+        timestep=1000 * times(batch),
         attention_mask=(rand(batch, FRAMES, 2 * TALL, 2 * WIDE, seed=3) > 1).long(),
         encoder_attention_mask=text_mask(batch, 9),
         image_rotary_emb=(tuple(tables), tuple(positions[None] for positions in grid)),
@@ -206,7 +206,7 @@ def latte(batch: int = 2) -> tuple[nn.Module, Inputs]:
     )  # fmt: skip
     return model, dict(
         hidden_states=rand(batch, 4, FRAMES, 2 * TALL, 2 * WIDE),
-        timestep=torch.tensor([300.0, 700.0])[:batch],
+        timestep=1000 * times(batch),
         encoder_hidden_states=rand(batch, 9, 16, seed=2),
     )
 
@@ -220,7 +220,7 @@ def easyanimate(batch: int = 2) -> tuple[nn.Module, Inputs]:
     shape = (FRAMES, 2 * TALL, 2 * WIDE)
     return model, dict(
         hidden_states=rand(batch, 4, *shape),
-        timestep=torch.tensor([300.0, 700.0])[:batch],
+        timestep=1000 * times(batch),
         encoder_hidden_states=rand(batch, 6, 12, seed=2),
         encoder_hidden_states_t5=rand(batch, 5, 10, seed=3),
         inpaint_latents=rand(batch, 2, *shape, seed=4),

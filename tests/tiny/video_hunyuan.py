@@ -8,7 +8,7 @@ import diffusers
 import torch
 from torch import nn
 
-from tiny.tools import Inputs, rand, text_mask
+from tiny.tools import Inputs, rand, text_mask, times
 from tiny.video_wan import FRAMES, HEIGHT, WIDTH
 
 
@@ -20,7 +20,7 @@ def _config(**config: Any) -> dict[str, Any]:
 def _inputs(batch: int, text: int) -> Inputs:
     return dict(
         hidden_states=rand(batch, 4, FRAMES, 2 * HEIGHT, 2 * WIDTH),
-        timestep=torch.tensor([300, 700])[:batch],
+        timestep=(1000 * times(batch)).long(),
         encoder_hidden_states=rand(batch, text, 16, seed=2),
         encoder_attention_mask=text_mask(batch, text),
         pooled_projections=rand(batch, 12, seed=3),
@@ -29,7 +29,7 @@ def _inputs(batch: int, text: int) -> Inputs:
 
 def hunyuan_video(batch: int = 2, text: int = 9, **config: Any) -> tuple[nn.Module, Inputs]:
     model = diffusers.HunyuanVideoTransformer3DModel(**_config(num_single_layers=2, pooled_projection_dim=12, **config))
-    return model, _inputs(batch, text) | dict(guidance=torch.tensor([6000.0, 3000.0])[:batch])
+    return model, _inputs(batch, text) | dict(guidance=9000 * times(batch))
 
 
 def hunyuan_video_i2v(batch: int = 2) -> tuple[nn.Module, Inputs]:
@@ -40,7 +40,7 @@ def hunyuan_video_i2v(batch: int = 2) -> tuple[nn.Module, Inputs]:
 def hunyuan_video_short(batch: int = 2) -> tuple[nn.Module, Inputs]:
     """Fewer words than ranks."""
     model, inputs = hunyuan_video(batch, text=2)
-    return model, inputs | dict(encoder_attention_mask=torch.tensor([[1, 1], [1, 0]])[:batch])
+    return model, inputs | dict(encoder_attention_mask=1 - torch.arange(batch)[:, None] % 2 * torch.tensor([0, 1]))
 
 
 def hunyuan_video15(batch: int = 2, text: int = 7, image: bool = True) -> tuple[nn.Module, Inputs]:
@@ -48,7 +48,7 @@ def hunyuan_video15(batch: int = 2, text: int = 7, image: bool = True) -> tuple[
     embeds = rand(batch, 3, 6, seed=5) if image else torch.zeros(batch, 3, 6)
     inputs = _inputs(batch, text) | dict(
         hidden_states=rand(batch, 4, FRAMES, HEIGHT, WIDTH),
-        timestep=torch.tensor([300.0, 700.0])[:batch],
+        timestep=1000 * times(batch),
         encoder_hidden_states_2=rand(batch, 5, 10, seed=4),
         encoder_attention_mask_2=text_mask(batch, 5),
         image_embeds=embeds,
@@ -69,7 +69,7 @@ def framepack(batch: int = 2) -> tuple[nn.Module, Inputs]:
     )
     height, width = 2 * HEIGHT, 2 * WIDTH
     return model, _inputs(batch, 9) | dict(
-        guidance=torch.tensor([6000.0, 3000.0])[:batch],
+        guidance=9000 * times(batch),
         image_embeds=rand(batch, 3, 6, seed=4),
         indices_latents=torch.arange(8, 8 + FRAMES),
         latents_clean=rand(batch, 4, 2, height, width, seed=5),

@@ -8,7 +8,7 @@ import diffusers
 import torch
 from torch import nn
 
-from tiny.tools import Inputs, rand, text_mask
+from tiny.tools import Inputs, rand, text_mask, times
 from tiny.video import AUDIO, FRAMES, TALL, WIDE
 
 SHAPE = (FRAMES, 2 * TALL, 2 * WIDE)
@@ -23,7 +23,7 @@ def motif(batch: int = 2, **config: Any) -> tuple[nn.Module, Inputs]:
     )  # fmt: skip
     return model, dict(
         hidden_states=rand(batch, 4, *SHAPE),
-        timestep=torch.tensor([300.0, 700.0])[:batch],
+        timestep=1000 * times(batch),
         encoder_hidden_states=rand(batch, 9, 16, seed=2),
         encoder_attention_mask=text_mask(batch, 9),
         image_embeds=rand(batch, 5, 6, seed=3),
@@ -44,7 +44,7 @@ def kandinsky5(batch: int = 2) -> tuple[nn.Module, Inputs]:
     return model, dict(
         hidden_states=rand(batch, *SHAPE, 9),
         encoder_hidden_states=rand(batch, 9, 16, seed=2),
-        timestep=torch.tensor([300.0, 700.0])[:batch],
+        timestep=1000 * times(batch),
         pooled_projections=rand(batch, 10, seed=3),
         visual_rope_pos=(torch.arange(FRAMES), torch.arange(TALL), torch.arange(WIDE)),
         text_rope_pos=torch.arange(9),
@@ -62,7 +62,7 @@ def kandinsky6(batch: int = 2) -> tuple[nn.Module, Inputs]:
         hidden_states=rand(batch, *SHAPE, 9),
         encoder_hidden_states=rand(batch, 9, 16, seed=2),
         pooled_projections=rand(batch, 10, seed=3),
-        timestep=torch.tensor([300.0, 700.0])[:batch],
+        timestep=1000 * times(batch),
         audio_hidden_states=rand(batch, AUDIO, 5, seed=4),
         encoder_attention_mask=text_mask(batch, 9).bool()[:, None, None],
         visual_token_type_ids=torch.tensor([[1, 0, 0]]).expand(batch, -1),
@@ -83,7 +83,7 @@ def sana_video(batch: int = 2, frames: int = 5) -> tuple[nn.Module, Inputs]:
     return model, dict(
         hidden_states=rand(batch, 4, frames, 2 * TALL, 2 * WIDE),
         encoder_hidden_states=rand(batch, 9, 16, seed=2),
-        timestep=torch.tensor([300.0, 700.0])[:batch],
+        timestep=1000 * times(batch),
         encoder_attention_mask=text_mask(batch, 9),
     )
 
@@ -156,7 +156,7 @@ def kandinsky6_sr(batch: int = 2) -> tuple[nn.Module, Inputs]:
     model = diffusers.Kandinsky6SRTransformer3DModel(
         in_visual_dim=4, out_visual_dim=4, time_dim=8, model_dim=48, ff_dim=32, num_visual_blocks=2, axes_dims=(4, 6, 6), nabla_window=(1, 1, 1),
     )  # fmt: skip
-    return model, dict(hidden_states=rand(batch, 3, 8, 16, 9), timestep=torch.tensor([300.0, 700.0])[:batch])
+    return model, dict(hidden_states=rand(batch, 3, 8, 16, 9), timestep=1000 * times(batch))
 
 
 def anyflow_far(batch: int = 2) -> tuple[nn.Module, Inputs]:
@@ -186,7 +186,7 @@ def sana_wm(batch: int = 2) -> tuple[nn.Module, Inputs]:
     return model, dict(
         hidden_states=rand(batch, 4, 4, TALL, WIDE),
         camera_conditions=path,
-        timestep=torch.tensor([[[0, 300, 300, 300]], [[0, 700, 700, 700]]])[:batch],
+        timestep=(1000 * times(batch)).long()[:, None, None] * torch.tensor([0, 1, 1, 1]),
         encoder_hidden_states=rand(batch, 1, 9, 16, seed=2),
         mask=text_mask(batch, 9)[:, None, None],
         chunk_plucker=rand(batch, 6, 4, TALL, WIDE, seed=3),

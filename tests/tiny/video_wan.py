@@ -8,7 +8,7 @@ import diffusers
 import torch
 from torch import nn
 
-from tiny.tools import Inputs, rand
+from tiny.tools import Inputs, rand, times
 
 FRAMES, HEIGHT, WIDTH = 3, 5, 7  # latent patches; 105 tokens
 TEXT = 512  # Wan's own count: an image's context is what the text leaves of it
@@ -22,7 +22,7 @@ def _config(**config: Any) -> dict[str, Any]:
 def _inputs(batch: int, text: int = 9) -> Inputs:
     return dict(
         hidden_states=rand(batch, 4, FRAMES, 2 * HEIGHT, 2 * WIDTH),
-        timestep=torch.tensor([300, 700])[:batch],
+        timestep=(1000 * times(batch)).long(),
         encoder_hidden_states=rand(batch, text, 16, seed=2),
     )
 
