@@ -302,7 +302,7 @@ class Injection:
     # -- what the hooks do
 
     def _cut(self, tensor: Tensor, word: Split, place: Place) -> Tensor:
-        if word.ndim not in (None, tensor.ndim):
+        if word.ndim not in (None, tensor.ndim) or tensor.ndim <= word.dim:
             return tensor
         if "*" not in place.module or torch.compiler.is_compiling():
             return self._cut_anew(tensor, word, place)

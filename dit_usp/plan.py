@@ -176,7 +176,8 @@ def split(*places: str, dim: int, stream: str | Streams = "image", ndim: int | N
     Args:
         stream: the stream(s) the dim holds. Several mean a concatenation, and each is cut on its own; at most one of them may be met here first.
             KEEP names a segment that stays.
-        ndim: act only on tensors of that many dims (Wan's timestep is per token or per sample).
+        ndim: act only on tensors of that many dims (Cosmos' modulation is per sample or per token). A tensor that has no such dim stays anyway:
+            Wan's timestep is per sample (batch,) or per token (batch, tokens).
         per_sample: the dim holds the stream once for every sample of the batch, one after the other (Latte).
         anew: the stream begins here, whatever its length was before: layers that run twice in a forward, over other tokens (Z-Image's ControlNet).
     """

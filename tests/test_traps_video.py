@@ -25,7 +25,7 @@ from dit_usp.errors import UnsupportedError
 from dit_usp.inject import parallelize, plan_of
 from dit_usp.mesh import init_mesh
 from dit_usp.models import REFUSED, find_plan
-from dit_usp.plan import Call, Count, Exchange, Gather, Replicate, exchange, gather, split
+from dit_usp.plan import Call, Count, Exchange, Gather, Replicate, Split, exchange, gather, split
 
 # -- mistakes
 
@@ -106,7 +106,12 @@ def mask_uncut(plan):
 
 
 def times_uncut(plan):
-    return moved(plan, ":timestep")
+    words = [without_place(word, ":timestep") for word in plan.words]
+    return dataclasses.replace(plan, words=tuple(words))
+
+
+def without_place(word, place):
+    return dataclasses.replace(word, places=tuple(p for p in word.places if str(p) != place)) if isinstance(word, Split) else word
 
 
 def mask_of_the_piece(plan):

@@ -5,26 +5,21 @@ from __future__ import annotations
 from dit_usp.plan import Call, ShardPlan, batch, exchange, gather, late, local_int, neighbour, reduce, replicate, shard_plan, split
 
 PLANS: tuple[ShardPlan, ...] = (
-    shard_plan(
-        "WanTransformer3DModel",
-        split("rope[0]", "rope[1]", dim=1),
-        split(":timestep", dim=1, ndim=2),  # per token in Wan 2.2's image-to-video
-        split("blocks.0:hidden_states", dim=1),
-        exchange("blocks.*.attn1"),
-        gather("proj_out", dim=1),
+    *(
+        shard_plan(
+            name,
+            split("rope[0]", "rope[1]", ":timestep", dim=1),  # a time a token in Wan 2.2's image-to-video
+            split("blocks.0:hidden_states", dim=1),
+            exchange("blocks.*.attn1"),
+            gather("proj_out", dim=1),
+        )
+        for name in ("WanTransformer3DModel", "ChronoEditTransformer3DModel")
     ),
     shard_plan(
         "WanVACETransformer3DModel",
         split("rope[0]", "rope[1]", dim=1),
         split("vace_blocks.*:hidden_states", "vace_blocks.0:control_hidden_states", "blocks.0:hidden_states", dim=1),
         exchange("vace_blocks.*.attn1", "blocks.*.attn1"),
-        gather("proj_out", dim=1),
-    ),
-    shard_plan(
-        "ChronoEditTransformer3DModel",
-        split("rope[0]", "rope[1]", dim=1),
-        split("blocks.0:hidden_states", dim=1),
-        exchange("blocks.*.attn1"),
         gather("proj_out", dim=1),
     ),
     shard_plan(
@@ -68,19 +63,15 @@ PLANS: tuple[ShardPlan, ...] = (
     ),
     shard_plan(
         "LTXVideoTransformer3DModel",
-        split(":hidden_states", dim=1),
-        split(":timestep", dim=1, ndim=2),
-        split("rope[0]", "rope[1]", dim=1),
+        split(":hidden_states", ":timestep", "rope[0]", "rope[1]", dim=1),
         exchange("transformer_blocks.*.attn1"),
         gather("proj_out", dim=1),
         guidance="batch",
     ),
     shard_plan(
         "LTX2VideoTransformer3DModel",
-        split(":hidden_states", ":video_keyframes_mask", dim=1),
-        split(":audio_hidden_states", dim=1, stream="audio"),
-        split(":timestep", dim=1, ndim=2),
-        split(":audio_timestep", dim=1, ndim=2, stream="audio"),
+        split(":hidden_states", ":timestep", ":video_keyframes_mask", dim=1),
+        split(":audio_hidden_states", ":audio_timestep", dim=1, stream="audio"),
         split("rope", "cross_attn_rope", dim=-2),
         split("audio_rope", "cross_attn_audio_rope", dim=-2, stream="audio"),
         late("transformer_blocks.*.attn1:attention_mask"),
@@ -252,8 +243,7 @@ PLANS: tuple[ShardPlan, ...] = (
     ),
     shard_plan(
         "SanaWMLTX2RefinerTransformer3DModel",
-        split(":hidden_states", dim=1),
-        split(":timestep", dim=1, ndim=2),
+        split(":hidden_states", ":timestep", dim=1),
         split(":video_rotary_emb", dim=-2),
         exchange("transformer_blocks.*.attn1", shared="prefix"),  # before them the cached keys, which the pipeline trims by whole frames
         gather("transformer_blocks.*:kv_cache.captured_k_pre", dim=1),
