@@ -70,11 +70,13 @@ class Job:
     def __init__(self, folder, *options):
         self.process = subprocess.Popen(
             [sys.executable, str(STAND_IN / "job.py"), str(folder), *options],
-            env={**os.environ, "PYTHONPATH": str(STAND_IN)},
+            env={name: value for name, value in os.environ.items() if name != "DIT_USP_DEBUG"} | {"PYTHONPATH": str(STAND_IN)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # a shell starts background jobs deaf to Ctrl-C, and children inherit it: the tests may be such a job
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         told = [self.process.stdout.readline().split() for _ in range(2)]
         self.pids, self.folder = [int(pid) for pid, _ in told], told[0][1]
