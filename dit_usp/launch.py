@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 from collections.abc import Mapping
@@ -122,6 +123,15 @@ def _initialise(here: Place, device_type: str) -> None:
     else:
         torch.set_num_threads(num_threads(here.local_world_size))
         dist.init_process_group("gloo", **options)
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    """End gloo's threads before the interpreter takes their memory away: a process was seen to abort at its exit."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def num_threads(local_world_size: int) -> int:

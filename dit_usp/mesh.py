@@ -59,7 +59,9 @@ def init_mesh(config: ParallelConfig | DeviceMesh, device_type: str | None = Non
     else:
         device_mesh = _device_mesh(config, device_type or ("cuda" if torch.cuda.is_available() else "cpu"))
     groups = {axis: _group(device_mesh, (axis,)) for axis in AXES}
-    return Mesh(config=config, device=_device(device_mesh.device_type), sequence=_group(device_mesh, ("ring", "ulysses")), **groups)
+    # Where one of the two axes is off, the other is the sequence: a group less to set up, and with NCCL a communicator less in memory.
+    alone = {1: groups["ulysses"], config.sequence_degree: groups["ring"]}.get(config.ring_degree)
+    return Mesh(config=config, device=_device(device_mesh.device_type), sequence=alone or _group(device_mesh, ("ring", "ulysses")), **groups)
 
 
 def _device_mesh(config: ParallelConfig, device_type: str) -> DeviceMesh:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+FRESH_AFTER = 20  # calls: every mesh brings process groups with threads of their own, which last until the world is left
 LIMIT_S = 120  # a call that takes longer hangs: the pool is ended and the test fails
 
 
@@ -55,8 +56,9 @@ class RankPool:
     def __call__(self, world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
         """Run function(*args) on ranks 0..world_size-1 of a gloo world and return their results; a failing rank fails the caller."""
         self._start(world_size)
+        store = self._store(world_size)
         for connection in self.connections[:world_size]:
-            connection.send((world_size, self._store(world_size), function, args))
+            connection.send((world_size, store, function, args))
         results = [self._receive(rank) for rank in range(world_size)]
         failures = [f"rank {rank}:\n{value}" for rank, (ok, value) in enumerate(results) if not ok]
         if failures:
@@ -65,9 +67,9 @@ class RankPool:
         return [value for _, value in results]
 
     def _store(self, world_size: int) -> str:
-        """One file per process group: a change of world size starts a new one."""
-        if self.store[0] != world_size:
-            self.calls += 1
+        """One file per world: another world size starts a new one, and so do many calls."""
+        self.calls += 1
+        if self.store[0] != world_size or self.calls % FRESH_AFTER == 0:
             self.store = (world_size, os.path.join(self.folder.name, f"store{self.calls}"))
         return self.store[1]
 
