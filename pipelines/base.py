@@ -18,6 +18,7 @@ from dit_usp.config import ParallelConfig
 from dit_usp.errors import UnsupportedError
 from dit_usp.inject import parallelize, unparallelize
 from dit_usp.mesh import Mesh
+from dit_usp.models import find_plan
 from dit_usp.pipelines import pixart
 from dit_usp.pipelines.agreement import check_arguments, check_first_step
 from dit_usp.pipelines.deal import PER_PROMPT, Share, blank, collect, deal
@@ -27,7 +28,6 @@ from dit_usp.pipelines.progress import StepBar
 from dit_usp.pipelines.table import ONE_A_PROMPT
 from dit_usp.places import argument_names, by_name
 
-TRANSFORMERS = ("transformer", "transformer_2")
 _HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision")
 _UNCHANGED = object()
 
@@ -141,7 +141,7 @@ class USPPipelineMixin(DiffusionPipeline):
         return model, _ModelConfig.load_config(path, subfolder="transformer", **hub_options(options))
 
     def _transformers(self) -> list[Any]:
-        return [model for name in TRANSFORMERS if (model := getattr(self, name, None)) is not None]
+        return sharded_parts(self)
 
     # -- what else a diffusers pipeline does
 
@@ -293,6 +293,13 @@ class USPPipelineMixin(DiffusionPipeline):
     def _decoding_nothing(self) -> AbstractContextManager[None]:
         """For pipelines that decode whatever the output_type: on ranks whose picture nobody sees the decoder returns what it gets."""
         return swapped(self.vae, "decode", lambda latents, *args, **kwargs: SimpleNamespace(sample=latents))
+
+
+def sharded_parts(pipe: DiffusionPipeline) -> list[torch.nn.Module]:
+    """The transformers and ControlNets of a pipeline that have a shard plan, whatever their names; those of a MultiControlNet one by one."""
+    found = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    found = [net for part in found for net in getattr(part, "nets", [part])]
+    return [part for part in found if any(find_plan(cls.__name__) for cls in type(part).__mro__)]
 
 
 def _knows_latents(function: Callable[..., Any]) -> bool:

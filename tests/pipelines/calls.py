@@ -10,6 +10,7 @@ import diffusers
 import numpy as np
 import torch
 import torch.distributed as dist
+from PIL import Image
 from tiny_pipelines import default_call
 
 from dit_usp import pipelines
@@ -73,3 +74,13 @@ def error(out: Any, wanted: Any) -> float:
     """Largest difference relative to the largest value wanted."""
     assert out.shape == wanted.shape
     return float(abs(out - wanted).max() / abs(wanted).max())
+
+
+def tensors(output: Any) -> list[torch.Tensor]:
+    """Every tensor, array and picture of an output, in order."""
+    if isinstance(output, torch.Tensor):
+        return [output]
+    if isinstance(output, (np.ndarray, Image.Image)):
+        return [torch.from_numpy(np.array(output)).float()]
+    items = output.values() if isinstance(output, dict) else output if isinstance(output, (list, tuple)) else ()
+    return [tensor for item in items for tensor in tensors(item)]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import io
 import json
-import pickle
 from pathlib import Path
 
 import diffusers
@@ -17,25 +15,8 @@ from calls import array, error, expected, plain, shared
 from tiny_pipelines import build, default_call
 
 from dit_usp import ParallelConfig, auto_pipeline, pipelines
-from dit_usp.pipelines.table import NAMES, PIPELINES
 
 PIXART, SD3 = "PixArtAlphaPipeline", "StableDiffusion3Pipeline"
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_classes_look_like_diffusers(name):
-    cls, base = getattr(pipelines, f"USP{name}"), getattr(diffusers, name)
-    assert issubclass(cls, (base, pipelines.USPPipelineMixin))
-    assert inspect.signature(cls.__call__) == inspect.signature(base.__call__)
-    assert cls.__call__.__doc__ == base.__call__.__doc__
-    assert pickle.loads(pickle.dumps(cls)) is cls
-    assert cls.__name__ in dir(pipelines)
-
-
-def test_the_table_lists_pipelines_of_its_transformers():
-    for transformer, names in PIPELINES.items():
-        for name in names:
-            assert transformer in str(inspect.signature(getattr(diffusers, name).__init__).parameters["transformer"])
 
 
 def loaded(path, degrees, dtype):
