@@ -12,7 +12,7 @@ import torch
 from tiny_parts import Tiny
 
 _FAMILIES = (path.stem for path in sorted(Path(__file__).parent.glob("tiny_*.py")) if path.stem not in ("tiny_parts", "tiny_pipelines"))
-TINY: dict[str, Tiny] = {name: tiny for family in _FAMILIES for name, tiny in importlib.import_module(family).TINY.items()}
+TINY: dict[str, Tiny] = {name: tiny for family in _FAMILIES for name, tiny in getattr(importlib.import_module(family), "TINY", {}).items()}
 
 
 def build(name: str, folder: Path) -> Any:
