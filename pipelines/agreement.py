@@ -97,7 +97,7 @@ def mark(value: Any) -> Mark:
 def _feed(update: Callable[[bytes], None], value: Any) -> None:
     if isinstance(value, torch.Tensor):
         update(_shown(value).encode())
-        update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        update(value.detach().cpu().reshape(-1).clone(memory_format=torch.contiguous_format).view(torch.uint8).numpy().tobytes())
     elif isinstance(value, np.ndarray):
         _feed(update, torch.from_numpy(np.ascontiguousarray(value)))
     elif hasattr(value, "tobytes"):  # a picture
