@@ -59,7 +59,7 @@ def called(pipe, name):
 
 
 def compared(name, degrees, folder):
-    """On a rank: the largest errors of what the models gave and of the result; None for the result on all but the first rank."""
+    """On the first rank: the largest errors of what the models gave, and of the result."""
     pipe = build(name, Path(folder, str(dist.get_rank())))
     wanted, given = called(pipe, name)
     shared = getattr(pipelines, f"USP{name}").from_pipe(pipe, parallel=ParallelConfig(*degrees))
@@ -70,12 +70,14 @@ def compared(name, degrees, folder):
             unparallelize(part)
     assert type(output) is type(wanted)
     assert len(given) > 1
-    worst = max(error(out, one) for out, one in zip(given_by_ranks, given, strict=True))
     if dist.get_rank():
         assert all(field is None for field in (output if isinstance(output, tuple) else vars(output).values()))
-        return worst, None
-    results = [error(out, one) for out, one in zip(tensors(output), tensors(wanted), strict=True)]
-    return worst, max(results)
+        return None
+    return errors(given_by_ranks, given), errors(tensors(output), tensors(wanted))
+
+
+def errors(outs, wanted):
+    return max(error(out, one) for out, one in zip(outs, wanted, strict=True))
 
 
 def error(out, wanted):
@@ -88,7 +90,6 @@ def error(out, wanted):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in MISSING_TINY])
 def test_two_ranks_make_what_one_makes(ranks, tmp_path, name):
-    (worst, result), (other, nothing) = ranks(2, compared, name, LAYOUTS[NAMES.index(name) % 2], str(tmp_path))
-    assert max(worst, other) <= 1e-5
+    (given, result), _ = ranks(2, compared, name, LAYOUTS[NAMES.index(name) % 2], str(tmp_path))
+    assert given <= 1e-5
     assert result <= 1e-4
-    assert nothing is None

@@ -42,7 +42,7 @@ def t5_tokenizer() -> PreTrainedTokenizerFast:
 
 def clip_tokenizer(folder: Path) -> CLIPTokenizer:
     """One token a letter: CLIP's byte alphabet without merges."""
-    letters = pre_tokenizers.ByteLevel.alphabet()
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())  # in another order in every process
     names = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
