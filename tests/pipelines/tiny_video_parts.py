@@ -1,0 +1,50 @@
+"""What the tiny video pipelines share: pictures and clips to give them, text encoders, VAEs that shrink time and space.
+
+Videos are 9 frames of 48 x 80 pixels: 3 latent frames of 6 x 10, patches of 2 x 2 make 45 tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import numpy as np
+from PIL import Image
+from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+HEIGHT, WIDTH, FRAMES = 48, 80, 9
+VIDEO = dict(prompt="a red heart", height=HEIGHT, width=WIDTH, num_frames=FRAMES)
+
+
+def picture(seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def clip(frames: int = FRAMES, seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> list[Image.Image]:
+    return [picture(100 * seed + frame, height, width) for frame in range(frames)]
+
+
+def without_frames(call: dict[str, Any]) -> dict[str, Any]:
+    """For pipelines that make as many frames as they are given."""
+    return {name: value for name, value in call.items() if name != "num_frames"}
+
+
+def umt5(width: int = 16) -> UMT5EncoderModel:
+    return UMT5EncoderModel(UMT5Config(vocab_size=32, d_model=width, d_kv=8, num_heads=2, d_ff=16, num_layers=1)).eval()
+
+
+def clip_vision(width: int = 10, **config: Any) -> CLIPVisionModel:
+    """Five tokens a picture."""
+    sizes = dict(hidden_size=width, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=16)
+    return CLIPVisionModel(CLIPVisionConfig(**sizes, **config)).eval()
+
+
+def clip_processor() -> CLIPImageProcessorPil:
+    return CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+
+
+def wan_vae(channels: int = 4, **config: Any) -> diffusers.AutoencoderKLWan:
+    return diffusers.AutoencoderKLWan(
+        base_dim=4, z_dim=channels, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.1] * channels, latents_std=[1.5] * channels, **config
+    ).eval()
