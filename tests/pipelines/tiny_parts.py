@@ -54,9 +54,9 @@ def t5() -> T5EncoderModel:
     return T5EncoderModel(T5Config(vocab_size=32, d_model=24, d_kv=8, num_heads=3, d_ff=32, num_layers=1, feed_forward_proj="gated-gelu")).eval()
 
 
-def clip(tokenizer: CLIPTokenizer, kind: Callable[..., Any], width: int = 12) -> Any:
+def clip(tokenizer: CLIPTokenizer, kind: Callable[..., Any], width: int = 12, tokens: int = 16) -> Any:
     config = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=16,
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=tokens,
         projection_dim=width, bos_token_id=len(tokenizer) - 2, eos_token_id=len(tokenizer) - 1,
     )  # fmt: skip
     return kind(config).eval()
