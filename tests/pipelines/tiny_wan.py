@@ -8,7 +8,7 @@ from typing import Any
 import diffusers
 from tiny import redraw
 from tiny_parts import Tiny, t5_tokenizer
-from tiny_video_parts import HEIGHT, VIDEO, WIDTH, clip, clip_processor, clip_vision, picture, umt5, wan_vae, without_frames
+from tiny_video_parts import HEIGHT, VIDEO, WIDTH, clip_processor, clip_vision, film, picture, umt5, wan_vae, without_frames
 
 IMAGE = dict(in_channels=12, image_dim=10, added_kv_proj_dim=36)  # latents, a mask of 4 and a picture's latents; CLIP's tokens
 FLOW = dict(prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=3.0)
@@ -112,10 +112,10 @@ HISTORY = dict(num_frames=18, num_latent_frames_per_chunk=3, history_sizes=[4, 2
 TINY = {
     "WanPipeline": Tiny(wan, TEXT | dict(guidance_scale_2=2.0)),
     "WanImageToVideoPipeline": Tiny(wan_i2v, lambda: IMAGE_FIRST | dict(image=picture())),
-    "WanVideoToVideoPipeline": Tiny(wan_v2v, lambda: without_frames(TEXT) | dict(video=clip(), strength=0.9, num_inference_steps=3)),
-    "WanVACEPipeline": Tiny(wan_vace, lambda: TEXT | dict(video=clip(), mask=clip(seed=1), reference_images=picture(2), conditioning_scale=0.7)),
-    "WanAnimatePipeline": Tiny(wan_animate, lambda: ANIMATED | dict(image=picture(), pose_video=clip(14), face_video=clip(14, 1, 16, 16))),
-    "LucyEditPipeline": Tiny(lucy, lambda: TEXT | dict(video=clip())),
+    "WanVideoToVideoPipeline": Tiny(wan_v2v, lambda: without_frames(TEXT) | dict(video=film(), strength=0.9, num_inference_steps=3)),
+    "WanVACEPipeline": Tiny(wan_vace, lambda: TEXT | dict(video=film(), mask=film(seed=1), reference_images=picture(2), conditioning_scale=0.7)),
+    "WanAnimatePipeline": Tiny(wan_animate, lambda: ANIMATED | dict(image=picture(), pose_video=film(14), face_video=film(14, 1, 16, 16))),
+    "LucyEditPipeline": Tiny(lucy, lambda: TEXT | dict(video=film())),
     "ChronoEditPipeline": Tiny(
         chronoedit, lambda: IMAGE_FIRST | dict(image=picture(), enable_temporal_reasoning=True, num_temporal_reasoning_steps=1)
     ),
@@ -123,7 +123,7 @@ TINY = {
     "SkyReelsV2ImageToVideoPipeline": Tiny(skyreels, lambda: IMAGE_FIRST | dict(image=picture())),
     "SkyReelsV2DiffusionForcingPipeline": Tiny(skyreels, TEXT | LONG | dict(ar_step=1, causal_block_size=1, addnoise_condition=20)),
     "SkyReelsV2DiffusionForcingImageToVideoPipeline": Tiny(skyreels, lambda: TEXT | dict(image=picture(), last_image=picture(1))),
-    "SkyReelsV2DiffusionForcingVideoToVideoPipeline": Tiny(skyreels, lambda: TEXT | LONG | dict(video=clip())),
+    "SkyReelsV2DiffusionForcingVideoToVideoPipeline": Tiny(skyreels, lambda: TEXT | LONG | dict(video=film())),
     "HeliosPipeline": Tiny(helios, TEXT | HISTORY),
     "HeliosPyramidPipeline": Tiny(helios, TEXT | HISTORY | dict(width=96, height=64, pyramid_num_inference_steps_list=[1, 1])),
     "AnyFlowPipeline": Tiny(anyflow, TEXT),
