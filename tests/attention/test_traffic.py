@@ -5,36 +5,12 @@ from fractions import Fraction
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from traffic import Traffic
 
 from dit_usp import ParallelConfig, init_mesh, usp_attention
 from dit_usp.attention import attend, prepare_mask
 
 BATCH, SIZE = 2, 16
-
-
-class Traffic(TorchDispatchMode):
-    """Counts collectives and the bytes that this rank sends to others."""
-
-    def __init__(self, mesh):
-        super().__init__()
-        self.ranks = {group.group_name: group for group in (mesh.ulysses, mesh.ring, mesh.sequence)}
-        self.collectives, self.sent = [], 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func._schema.name
-        if name == "_c10d_functional::all_to_all_single":
-            flat, _, send_sizes, group = args
-            own = self.ranks[group].rank()
-            self.sent += sum(size for rank, size in enumerate(send_sizes) if rank != own) * flat.itemsize
-            self.collectives.append("all_to_all")
-        elif name == "_c10d_functional::all_gather_into_tensor":
-            flat, ranks, _ = args
-            self.sent += flat.numel() * flat.itemsize * (ranks - 1)
-            self.collectives.append("all_gather")
-        elif "c10d" in name and "wait_tensor" not in name:
-            self.collectives.append(name)
-        return func(*args, **(kwargs or {}))
 
 
 def traffic_of(ulysses, ring, method, heads, kv_heads, lengths, dtype, causal=False):
