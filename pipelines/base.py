@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from types import SimpleNamespace
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from dit_usp.models import find_plan
 from dit_usp.pipelines import pixart
 from dit_usp.pipelines.agreement import check_arguments, check_first_step
 from dit_usp.pipelines.deal import PER_PROMPT, Share, blank, collect, deal
-from dit_usp.pipelines.layout import check_layout, default_layout, without_cfg
+from dit_usp.pipelines.layout import Part, check_layout, default_layout, fewest_heads, without_cfg
 from dit_usp.pipelines.noise import RowsOfBatch, share_noise, swapped
 from dit_usp.pipelines.progress import StepBar
 from dit_usp.pipelines.table import ONE_A_PROMPT
@@ -56,7 +55,6 @@ class USPPipelineMixin(DiffusionPipeline):
     mesh: Mesh | None = None
     on_stage: Callable[[str], Any] = staticmethod(lambda stage: None)
     on_step: Callable[[int, int], Any] = staticmethod(lambda step, total: None)
-    _until_denoising: AbstractContextManager[Any] | None = None
 
     # -- from files, from another pipeline, from components
 
@@ -86,9 +84,9 @@ class USPPipelineMixin(DiffusionPipeline):
         if on_stage:
             on_stage("load")
         device_type = _device_type(options.pop("device_map", None))
-        model, config = cls._transformer_config(pretrained_model_name_or_path, options)
-        parallel = parallel or default_layout(_world_size(), model, config)
-        check_layout(parallel, model, config)
+        parts = cls._saved_parts(pretrained_model_name_or_path, options)
+        parallel = parallel or default_layout(_world_size(), cls._plain_name(), parts)
+        check_layout(parallel, cls._plain_name(), parts)
         mesh = launch.join(parallel, device_type)
         options.setdefault("dtype", options.pop("torch_dtype", torch.float32))
         pipe: Any = super().from_pretrained(pretrained_model_name_or_path, **options)
@@ -114,9 +112,8 @@ class USPPipelineMixin(DiffusionPipeline):
                 raise ValueError(f"this {type(pipeline).__name__} is shared by {mesh.config} already, not by {parallel}.")
             pipe.mesh = mesh
             return pipe
-        model, config = type(pipe.transformer).__name__, pipe.transformer.config
-        parallel = parallel or default_layout(_world_size(), model, config)
-        check_layout(parallel, model, config)
+        parallel = parallel or default_layout(_world_size(), cls._plain_name(), described(pipe))
+        check_layout(parallel, cls._plain_name(), described(pipe))
         mesh = launch.join(parallel, _device_type(None))
         return pipe.to(mesh.device).parallelize(mesh)
 
@@ -126,22 +123,26 @@ class USPPipelineMixin(DiffusionPipeline):
         Raises:
             UnsupportedError: a layout that the transformer cannot take.
         """
-        for transformer in self._transformers():
-            check_layout(mesh.config, type(transformer).__name__, transformer.config)
-            parallelize(transformer, mesh)
+        check_layout(mesh.config, self._plain_name(), described(self))
+        for part in sharded_parts(self):
+            parallelize(part, mesh)
         self.mesh = mesh
         return self
 
     @classmethod
-    def _transformer_config(cls, path: Any, options: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-        """Class name and config of the transformer that would be loaded."""
-        if given := options.get("transformer"):
-            return type(given).__name__, given.config
-        model = cls.load_config(path, **hub_options(options))["transformer"][1]
-        return model, _ModelConfig.load_config(path, subfolder="transformer", **hub_options(options))
+    def _plain_name(cls) -> str:
+        """The name of diffusers' own class."""
+        return cls.__name__.removeprefix("USP")
 
-    def _transformers(self) -> list[Any]:
-        return sharded_parts(self)
+    @classmethod
+    def _saved_parts(cls, path: Any, options: Mapping[str, Any]) -> list[Part]:
+        """What would be loaded: class names and configs of the transformers and ControlNets that have a plan."""
+        hub = hub_options(options)
+        index = {name: entry[1] for name, entry in cls.load_config(path, **hub).items() if isinstance(entry, (list, tuple))}
+        given = {name: options[name] for name in index if options.get(name) is not None}
+        saved = {name: model for name, model in index.items() if name not in given and model and (name == "transformer" or find_plan(model))}
+        loaded = [(model, _ModelConfig.load_config(path, subfolder=name, **hub)) for name, model in saved.items()]
+        return [*loaded, *((type(part).__name__, part.config) for name, part in given.items() if _is_sharded(name, part))]
 
     # -- what else a diffusers pipeline does
 
@@ -175,7 +176,7 @@ class USPPipelineMixin(DiffusionPipeline):
     def _plain_transformers(self) -> Iterator[None]:
         """Within it the transformers are diffusers' own, to be taken apart and put together."""
         mesh = self.mesh
-        for transformer in self._transformers() if mesh else ():
+        for transformer in sharded_parts(self) if mesh else ():
             unparallelize(transformer)
         try:
             yield
@@ -191,9 +192,6 @@ class USPPipelineMixin(DiffusionPipeline):
 
     def progress_bar(self, iterable: Any = None, total: int | None = None) -> StepBar:
         """One bar, on the first rank; every rank reports its steps."""
-        if self._until_denoising:
-            self._until_denoising.__exit__(None, None, None)
-            self._until_denoising = None
         self.on_stage("denoise")
         options = dict(getattr(self, "_progress_bar_config", {}))
         options["disable"] = options.get("disable", False) or (self.mesh is not None and not self.mesh.is_first)
@@ -205,15 +203,19 @@ class USPPipelineMixin(DiffusionPipeline):
         """Call `function`, diffusers' __call__ of this pipeline, on all ranks together."""
         arguments = self._bound(function, args, kwargs)
         self.on_stage("encode")
-        if self.mesh is None or self.mesh.config.world_size == 1:
-            return function(self, **arguments)
-        check_arguments(arguments, self.mesh)
-        self._check_guidance(function, arguments)
-        arguments = share_noise(arguments, self.mesh)
-        if self.mesh.data.size() > 1:
-            return self._call_on_replicas(function, arguments)
-        output = self._call_replica(function, arguments)
-        return output if self.mesh.is_first else blank(output)
+        with ExitStack() as stack:
+            for inner in vars(self).values():  # VisualCloze is two pipelines of the same models
+                if isinstance(inner, DiffusionPipeline):
+                    stack.enter_context(swapped(inner, "progress_bar", self.progress_bar))
+            if self.mesh is None or self.mesh.config.world_size == 1:
+                return function(self, **arguments)
+            check_arguments(arguments, self.mesh)
+            self._check_guidance(function, arguments)
+            arguments = share_noise(arguments, self.mesh)
+            if self.mesh.data.size() > 1:
+                return self._call_on_replicas(function, arguments)
+            output = self._call_replica(function, arguments)
+            return output if self.mesh.is_first else blank(output)
 
     def _bound(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments given, by name."""
@@ -227,17 +229,18 @@ class USPPipelineMixin(DiffusionPipeline):
 
     def _check_guidance(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
         assert self.mesh
-        scale = arguments.get("guidance_scale", inspect.signature(function).parameters["guidance_scale"].default)
-        if self.mesh.cfg.size() > 1 and scale <= 1:
+        known = inspect.signature(function).parameters.get("guidance_scale")
+        scale = arguments.get("guidance_scale", known.default if known else None)
+        if self.mesh.cfg.size() > 1 and isinstance(scale, (int, float)) and scale <= 1:
             raise UnsupportedError(
                 f"cfg_degree=2 shares the two halves of guidance, which guidance_scale={scale} switches off. "
-                f"Try guidance_scale above 1, or {without_cfg(self.mesh.config, self.transformer.config.get('num_attention_heads'))}."
+                f"Try guidance_scale above 1, or {without_cfg(self.mesh.config, fewest_heads(described(self)))}."
             )
 
     def _call_on_replicas(self, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """Each replica makes its images; the first rank gets them all."""
         assert self.mesh
-        one = type(self).__name__.removeprefix("USP") in ONE_A_PROMPT
+        one = self._plain_name() in ONE_A_PROMPT
         per_prompt = None if one else next((name for name in PER_PROMPT if name in inspect.signature(function).parameters), None)
         share = deal(arguments, self.mesh, per_prompt)
         output, failure = None, None
@@ -253,53 +256,47 @@ class USPPipelineMixin(DiffusionPipeline):
 
     def _call_share(self, function: Callable[..., Any], share: Share) -> Any:
         rows = RowsOfBatch(share.rows, share.total, share.generators)
-        with ExitStack() as stack:
-            stack.enter_context(rows.in_steps_of(self.scheduler))
-            self._until_denoising = stack.enter_context(ExitStack())
-            self._until_denoising.enter_context(rows)
+        with rows, rows.paused_in(sharded_parts(self)):
             return self._call_replica(function, share.arguments)
 
     def _call_replica(self, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        """diffusers' call on the ranks of one replica, of which the first decodes."""
+        """diffusers' call on the ranks of one replica, of which the first decodes, or all where diffusers decodes whatever it is asked for."""
         assert self.mesh
-        with ExitStack() as stack:
-            stack.enter_context(self._checked_at_first_step())
-            if self.mesh.sequence.rank() or self.mesh.cfg.rank():
-                arguments = {**arguments, "output_type": "latent"}
-                if not _knows_latents(function):
-                    stack.enter_context(self._decoding_nothing())
+        if (self.mesh.sequence.rank() or self.mesh.cfg.rank()) and _knows_latents(function):
+            arguments = {**arguments, "output_type": "latent"}
+        with self._checked_at_first_step():
             return function(self, **arguments)
 
     @contextmanager
     def _checked_at_first_step(self) -> Iterator[None]:
-        """The first call of the transformer compares its inputs over the replica's ranks."""
-        mesh, transformer = self.mesh, self.transformer
-        # A transformer compiled as a whole in place has its hooks in the graph, where ranks cannot be compared.
-        if mesh is None or mesh.sequence.size() * mesh.cfg.size() == 1 or transformer._compiled_call_impl is not None:
+        """The first call of a transformer or ControlNet compares its inputs over the replica's ranks."""
+        mesh = self.mesh
+        with ExitStack() as hooks:
+
+            def check(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                hooks.close()
+                check_first_step(by_name(argument_names(module), args, kwargs), mesh)
+
+            for part in sharded_parts(self) if mesh and mesh.sequence.size() * mesh.cfg.size() > 1 else ():
+                if part._compiled_call_impl is None:  # compiled as a whole in place it has its hooks in the graph, where ranks cannot be compared
+                    hooks.callback(part.register_forward_pre_hook(check, with_kwargs=True, prepend=True).remove)
             yield
-            return
-        names = argument_names(transformer)
-
-        def check(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hook.remove()
-            check_first_step(by_name(names, args, kwargs), mesh)
-
-        hook = transformer.register_forward_pre_hook(check, with_kwargs=True, prepend=True)
-        try:
-            yield
-        finally:
-            hook.remove()
-
-    def _decoding_nothing(self) -> AbstractContextManager[None]:
-        """For pipelines that decode whatever the output_type: on ranks whose picture nobody sees the decoder returns what it gets."""
-        return swapped(self.vae, "decode", lambda latents, *args, **kwargs: SimpleNamespace(sample=latents))
 
 
-def sharded_parts(pipe: DiffusionPipeline) -> list[torch.nn.Module]:
+def sharded_parts(pipe: DiffusionPipeline) -> list[Any]:
     """The transformers and ControlNets of a pipeline that have a shard plan, whatever their names; those of a MultiControlNet one by one."""
-    found = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
-    found = [net for part in found for net in getattr(part, "nets", [part])]
-    return [part for part in found if any(find_plan(cls.__name__) for cls in type(part).__mro__)]
+    parts = [(name, net) for name, part in pipe.components.items() for net in getattr(part, "nets", [part])]
+    return [part for name, part in parts if _is_sharded(name, part)]
+
+
+def _is_sharded(name: str, part: Any) -> bool:
+    """A transformer without a plan is one too: it has a `_cp_plan` or is refused."""
+    return isinstance(part, torch.nn.Module) and (name == "transformer" or any(find_plan(cls.__name__) for cls in type(part).__mro__))
+
+
+def described(pipe: DiffusionPipeline) -> list[Part]:
+    """Class names and configs of the parts that are sharded."""
+    return [(type(part).__name__, part.config) for part in sharded_parts(pipe)]
 
 
 def _knows_latents(function: Callable[..., Any]) -> bool:

@@ -17,8 +17,9 @@ from dit_usp.mesh import Mesh
 from dit_usp.pipelines.agreement import gather_objects, has_tensor
 from dit_usp.places import change
 
-PER_PROMPT = ("num_images_per_prompt", "num_videos_per_prompt")
-_DEALT = ("prompt", "class_labels")  # in the names of arguments with one entry a prompt
+PER_PROMPT = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
+# In the names of arguments that may be a list with an entry for each prompt
+_DEALT = ("prompt", "class_labels", "lyrics", "vocal_language", "audio_codes", "decode_timestep", "decode_noise_scale")
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def deal(arguments: Mapping[str, Any], mesh: Mesh, per_prompt: str | None) -> Sh
 
 
 def _num_prompts(arguments: Mapping[str, Any]) -> int:
-    given = next(arguments[name] for name in ("prompt", "class_labels", "prompt_embeds") if arguments.get(name) is not None)
+    given = next((arguments[name] for name in ("prompt", "class_labels", "prompt_embeds") if arguments.get(name) is not None), "")
     return 1 if isinstance(given, str) else len(given)
 
 
@@ -133,6 +134,8 @@ def _sent(failure: Exception | None) -> tuple[type[Exception], str] | None:
 def join_outputs(outputs: Sequence[Any]) -> Any:
     """The replicas' results as one: tuples and diffusers' outputs by field, pictures and arrays end to end."""
     first = outputs[0]
+    if first is None:
+        return None
     if isinstance(first, tuple):
         return tuple(join_outputs(parts) for parts in zip(*outputs, strict=True))
     if isinstance(first, dict):

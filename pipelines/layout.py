@@ -1,43 +1,69 @@
-"""Whether a model can take a layout, from its config.json alone: before weights are loaded, and before the first collective."""
+"""Whether a pipeline can take a layout, from its JSON files alone: before weights are loaded, and before the first collective."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dit_usp.config import ParallelConfig
 from dit_usp.errors import UnsupportedError
 from dit_usp.models import find_plan
+from dit_usp.pipelines.table import NOT_DEALT, NOT_HALVED
+
+Part = tuple[str, Mapping[str, Any]]  # a transformer's or a ControlNet's class name, and its config.json
 
 
-def default_layout(world_size: int, model: str, config: Mapping[str, Any]) -> ParallelConfig:
-    """The layout we pick for a transformer class `model` with the entries of its config.json."""
-    return ParallelConfig.auto(world_size, heads=config.get("num_attention_heads"), guidance=_halves(model))
+def default_layout(world_size: int, pipeline: str, parts: Sequence[Part]) -> ParallelConfig:
+    """The layout we pick for the diffusers pipeline `pipeline` with these parts."""
+    return ParallelConfig.auto(world_size, heads=fewest_heads(parts), guidance=has_halves(pipeline, parts))
 
 
-def _halves(model: str) -> bool:
-    """Whether its pipelines give the model both halves of guidance as one batch."""
-    plan = find_plan(model)  # a model that runs by its own `_cp_plan` has none
-    return plan is not None and plan.guidance == "batch"
+def has_halves(pipeline: str, parts: Sequence[Part]) -> bool:
+    """Whether the pipeline gives its models both halves of guidance as one batch."""
+    plans = [find_plan(model) for model, _ in parts]  # a model that runs by its own `_cp_plan` has none
+    return pipeline not in NOT_HALVED and all(plan is not None and plan.guidance == "batch" for plan in plans)
 
 
-def check_layout(parallel: ParallelConfig, model: str, config: Mapping[str, Any]) -> None:
-    """Refuse what the transformer class `model` cannot do.
+def fewest_heads(parts: Sequence[Part]) -> int | None:
+    """What bounds ulysses_degree; None if no config says."""
+    return min((heads for part in parts if (heads := _heads(part)) is not None), default=None)
+
+
+def _heads(part: Part) -> int | None:
+    plan = find_plan(part[0])
+    return plan.num_heads(part[1]) if plan else part[1].get("num_attention_heads")
+
+
+def check_layout(parallel: ParallelConfig, pipeline: str, parts: Sequence[Part]) -> None:
+    """Refuse what the pipeline cannot do.
 
     Raises:
-        UnsupportedError: fewer heads than ulysses_degree, or guidance that is not two halves of one batch with cfg_degree=2.
+        UnsupportedError: fewer heads than ulysses_degree, guidance that is not two halves of one batch with cfg_degree=2, or data_degree > 1
+            where a call makes one thing, or its things depend on one another.
     """
-    heads = config.get("num_attention_heads")
-    if heads is not None:
-        parallel.check_heads(heads, model)
-    if parallel.cfg_degree > 1 and not _halves(model):
+    for part in parts:
+        if (heads := _heads(part)) is not None:
+            parallel.check_heads(heads, part[0])
+    if parallel.cfg_degree > 1 and not has_halves(pipeline, parts):
+        owner = pipeline if pipeline in NOT_HALVED else parts[0][0]
+        reason = NOT_HALVED.get(pipeline, "does not get from its pipelines")
         raise UnsupportedError(
-            f"cfg_degree=2 needs guidance as two halves of one batch, which {model} does not get from its pipelines. "
-            f"Try {without_cfg(parallel, heads)}."
+            f"cfg_degree=2 needs guidance as two halves of one batch, which {owner} {reason}. Try {without_cfg(parallel, fewest_heads(parts))}."
+        )
+    if parallel.data_degree > 1 and pipeline in NOT_DEALT:
+        ranks = parallel.data_degree * parallel.sequence_degree
+        raise UnsupportedError(
+            f"data_degree={parallel.data_degree} deals several results of a call over replicas, but {pipeline} {NOT_DEALT[pipeline]}. "
+            f"Try data_degree=1 with {sequence_degrees(ranks, fewest_heads(parts))}."
         )
 
 
 def without_cfg(parallel: ParallelConfig, heads: int | None) -> str:
     """The degrees that put the ranks of both halves of guidance to use where there is none."""
-    other = ParallelConfig.auto(parallel.cfg_degree * parallel.sequence_degree, heads=heads)
-    return f"cfg_degree=1 with ulysses_degree={other.ulysses_degree} ring_degree={other.ring_degree}"
+    return f"cfg_degree=1 with {sequence_degrees(parallel.cfg_degree * parallel.sequence_degree, heads)}"
+
+
+def sequence_degrees(ranks: int, heads: int | None) -> str:
+    """How so many ranks would share a sequence."""
+    other = ParallelConfig.auto(ranks, heads=heads)
+    return f"ulysses_degree={other.ulysses_degree} ring_degree={other.ring_degree}"

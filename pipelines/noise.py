@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import wraps
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dit_usp.mesh import Mesh
@@ -92,16 +91,12 @@ class RowsOfBatch(TorchFunctionMode):
         return whole[:, self.rows.start : self.rows.stop].reshape(size).contiguous()
 
     @contextmanager
-    def in_steps_of(self, scheduler: Any) -> Iterator[None]:
-        """The scheduler's steps draw rows as well. The transformer runs outside: a mode would break its compiled graph."""
-        step = scheduler.step
-
-        @wraps(step)
-        def step_in_rows(*args: Any, **kwargs: Any) -> Any:
-            with self:
-                return step(*args, **kwargs)
-
-        with swapped(scheduler, "step", step_in_rows):
+    def paused_in(self, models: Sequence[nn.Module]) -> Iterator[None]:
+        """The models run outside: a mode would break their compiled graphs."""
+        with ExitStack() as hooks:
+            for model in models:
+                hooks.callback(model.register_forward_pre_hook(lambda *_: self.__exit__(None, None, None), prepend=True).remove)
+                hooks.callback(model.register_forward_hook(lambda *_: self.__enter__() and None, always_call=True).remove)
             yield
 
 

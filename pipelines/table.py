@@ -135,4 +135,9 @@ PIPELINES: dict[str, tuple[str, ...]] = {
 }
 NAMES = tuple(name for names in PIPELINES.values() for name in names)
 
-ONE_A_PROMPT = ("CogVideoXPipeline",)  # diffusers 0.42 sets their num_videos_per_prompt to 1, whatever it is
+# diffusers 0.42 sets their num_videos_per_prompt to 1, whatever it is
+ONE_A_PROMPT = ("CogVideoXPipeline",)
+# Whose model's guidance is two halves of one batch, but not in these pipelines, and why: cfg_degree=2 is refused.
+NOT_HALVED: dict[str, str] = {}
+# Where a call's results cannot be made apart, and why: data_degree > 1 is refused.
+NOT_DEALT: dict[str, str] = {}

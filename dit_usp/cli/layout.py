@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 RANKS_PER_CORE, MIN_RANKS = 4, 8
 
 
-def choose(options: Options, model: Model, device: str, guidance: float | None, pictures: int) -> tuple[ParallelConfig, list[str]]:
+def choose(options: Options, model: Model, device: str, guidance: float | None, pictures: int, starts: bool) -> tuple[ParallelConfig, list[str]]:
     """The layout and the reasons for it, one sentence each.
 
     Args:
         guidance: the guidance scale that will be used; None: the pipeline has none.
+        starts: whether the results start from files, which are not dealt to replicas.
 
     Raises:
         ValueError: degrees that contradict --nproc, the launcher, the machine, the model or the call.
@@ -30,15 +31,22 @@ def choose(options: Options, model: Model, device: str, guidance: float | None, 
     plan = model.plan
     heads, guided = plan.num_heads(model.transformer), plan.guidance == "batch" and guidance is not None and guidance > 1
     try:
-        config, reasons = _asked(options) or choose_layout(_default_ranks(options, device), heads=heads, guidance=guided, num_images=pictures)
+        config, reasons = _asked(options) or choose_layout(
+            _default_ranks(options, device), heads=heads, guidance=guided, num_images=1 if starts else pictures
+        )
         _check_ranks(options, config, device)
-        check_layout(config, model.transformer_class, model.transformer)
+        check_layout(config, model.pipeline, [(model.transformer_class, model.transformer)])
     except ValueError as error:
         raise ValueError(as_options(str(error))) from error
     if config.cfg_degree > 1 and not guided:
         scale = f"--guidance {guidance:g}"
         raise ValueError(
             f"--cfg 2 shares the two halves of guidance, which {scale} switches off; use --guidance above 1, or {_instead(config, heads)}."
+        )
+    if config.data_degree > 1 and starts:
+        degree = config.data_degree
+        raise ValueError(
+            f"--data {degree} cannot deal out given pictures, clips or sounds; use --ulysses {degree} or --ring {degree}, or leave it out."
         )
     if config.data_degree > pictures:
         raise ValueError(

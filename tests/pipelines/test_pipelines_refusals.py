@@ -199,7 +199,7 @@ def test_a_device_map_over_several_devices(folder):
 
 def test_a_pipeline_without_a_usp_class(tmp_path):
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
-    nearest = "StableDiffusion3Pipeline, StableDiffusion3InpaintPipeline, StableDiffusion3Img2ImgPipeline"
+    nearest = "StableDiffusion3Pipeline, StableDiffusion3PAGPipeline, StableDiffusion3InpaintPipeline"
     text = f"StableDiffusionXLPipeline at {tmp_path} has no USP pipeline. The nearest that have one: {nearest}."
     with pytest.raises(UnsupportedError, match=re.escape(text)):
         auto_pipeline(tmp_path)
