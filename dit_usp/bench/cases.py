@@ -1,0 +1,170 @@
+"""What is timed: transformers as published, by their configs, with the tokens of a common size. Adding one is data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor, nn
+
+Rand = Callable[..., Tensor]
+Inputs = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model at one size.
+
+    Attributes:
+        model: the transformer's class.
+        config: what differs from the class's defaults, which are the published model's.
+        inputs: of one step, made by a function that draws tensors in the model's type.
+        layers: the config's entries that count layers, with the published numbers.
+        guided: both halves of guidance are one batch.
+    """
+
+    model: str
+    config: Mapping[str, Any]
+    inputs: Callable[[Rand], Inputs]
+    layers: Mapping[str, int]
+    guided: bool = False
+
+
+def _flux(pixels: int, rand: Rand) -> Inputs:
+    side = torch.arange(pixels // 16).float()
+    return dict(
+        hidden_states=rand(1, len(side) ** 2, 64),
+        encoder_hidden_states=rand(1, 512, 4096),
+        pooled_projections=rand(1, 768),
+        timestep=torch.tensor([0.5]),
+        guidance=torch.tensor([3.5]),
+        img_ids=torch.cartesian_prod(torch.zeros(1), side, side),
+        txt_ids=torch.zeros(512, 3),
+    )
+
+
+def _pixart(pixels: int, rand: Rand) -> Inputs:
+    return dict(
+        hidden_states=rand(2, 4, pixels // 8, pixels // 8),
+        encoder_hidden_states=rand(2, 300, 4096),
+        timestep=torch.tensor([500, 500]),
+        added_cond_kwargs={"resolution": torch.full((2, 2), float(pixels)), "aspect_ratio": torch.ones(2, 1)},
+    )
+
+
+def _sd3(pixels: int, rand: Rand) -> Inputs:
+    return dict(
+        hidden_states=rand(2, 16, pixels // 8, pixels // 8),
+        encoder_hidden_states=rand(2, 333, 4096),
+        pooled_projections=rand(2, 2048),
+        timestep=torch.tensor([500, 500]),
+    )
+
+
+def _qwen(pixels: int, rand: Rand) -> Inputs:
+    side = pixels // 16
+    return dict(
+        hidden_states=rand(1, side * side, 64),
+        encoder_hidden_states=rand(1, 300, 3584),
+        encoder_hidden_states_mask=torch.ones(1, 300, dtype=torch.int64),
+        timestep=torch.tensor([0.5]),
+        img_shapes=[[(1, side, side)]],
+    )
+
+
+def _dit(pixels: int, rand: Rand) -> Inputs:
+    return dict(hidden_states=rand(2, 4, pixels // 8, pixels // 8), timestep=torch.tensor([500, 500]), class_labels=torch.tensor([7, 1000]))
+
+
+def _cogvideox(frames: int, height: int, width: int, rand: Rand) -> Inputs:
+    angles = rand(frames * height * width // 4, 64).float()
+    return dict(
+        hidden_states=rand(2, frames, 16, height, width),
+        encoder_hidden_states=rand(2, 226, 4096),
+        timestep=torch.tensor([500, 500]),
+        image_rotary_emb=(angles.cos(), angles.sin()),
+    )
+
+
+def _wan(frames: int, height: int, width: int, rand: Rand) -> Inputs:
+    return dict(hidden_states=rand(1, 16, frames, height, width), encoder_hidden_states=rand(1, 512, 4096), timestep=torch.tensor([500]))
+
+
+def _hunyuan_video(frames: int, height: int, width: int, rand: Rand) -> Inputs:
+    return dict(
+        hidden_states=rand(1, 16, frames, height, width),
+        encoder_hidden_states=rand(1, 256, 4096),
+        encoder_attention_mask=torch.ones(1, 256, dtype=torch.int64),
+        pooled_projections=rand(1, 768),
+        timestep=torch.tensor([500]),
+        guidance=torch.tensor([6000.0]),
+    )
+
+
+_PIXART = dict(sample_size=128, caption_channels=4096, cross_attention_dim=1152, out_channels=8)
+_SD35 = dict(sample_size=128, num_attention_heads=38, caption_projection_dim=2432, in_channels=16, pos_embed_max_size=192, qk_norm="rms_norm")
+_COGVIDEOX = dict(num_attention_heads=48, use_rotary_positional_embeddings=True, sample_height=60, sample_width=90)
+_FLUX_LAYERS = {"num_layers": 19, "num_single_layers": 38}
+CASES = {
+    "dit-512": Case("DiTTransformer2DModel", dict(sample_size=64, out_channels=8), partial(_dit, 512), {"num_layers": 28}, guided=True),
+    "pixart-1024": Case("PixArtTransformer2DModel", _PIXART, partial(_pixart, 1024), {"num_layers": 28}, guided=True),
+    "pixart-2048": Case("PixArtTransformer2DModel", _PIXART, partial(_pixart, 2048), {"num_layers": 28}, guided=True),
+    "sd35-1024": Case("SD3Transformer2DModel", _SD35, partial(_sd3, 1024), {"num_layers": 38}, guided=True),
+    "flux-1024": Case("FluxTransformer2DModel", dict(guidance_embeds=True), partial(_flux, 1024), _FLUX_LAYERS),
+    "flux-2048": Case("FluxTransformer2DModel", dict(guidance_embeds=True), partial(_flux, 2048), _FLUX_LAYERS),
+    "qwen-1024": Case("QwenImageTransformer2DModel", {}, partial(_qwen, 1024), {"num_layers": 60}),
+    "cogvideox-49f": Case("CogVideoXTransformer3DModel", _COGVIDEOX, partial(_cogvideox, 13, 60, 90), {"num_layers": 42}, guided=True),
+    "wan1.3b-480p": Case("WanTransformer3DModel", dict(num_attention_heads=12, ffn_dim=8960), partial(_wan, 21, 60, 104), {"num_layers": 30}),
+    "wan14b-480p": Case("WanTransformer3DModel", {}, partial(_wan, 21, 60, 104), {"num_layers": 40}),
+    "hunyuan-720p": Case(
+        "HunyuanVideoTransformer3DModel", {}, partial(_hunyuan_video, 9, 90, 160), {"num_layers": 20, "num_single_layers": 40}
+    ),
+}  # fmt: skip
+
+
+def build(case: Case, layers: int | None, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Inputs]:
+    """The model, its weights drawn on the device alike on every rank and none of them zero, and its inputs.
+
+    Args:
+        layers: at most so many of each kind; None: all.
+    """
+    generator = torch.Generator().manual_seed(1)
+    inputs = case.inputs(lambda *shape: torch.randn(*shape, generator=generator).to(dtype))
+    counts = {name: min(count, layers or count) for name, count in case.layers.items()}
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            model = getattr(diffusers, case.model)(**case.config, **counts).eval().requires_grad_(False)
+    finally:
+        torch.set_default_dtype(before)
+    for parameter in model.parameters():
+        if not parameter.is_meta and not parameter.any():
+            parameter.normal_(std=0.02)
+    return model, _to(inputs, device)
+
+
+def again(model: nn.Module, case: Case, layers: int | None) -> nn.Module:
+    """Another module with the same weights, which it shares."""
+    counts = {name: min(count, layers or count) for name, count in case.layers.items()}
+    with torch.device("meta"):
+        other = getattr(diffusers, case.model)(**case.config, **counts).eval().requires_grad_(False)
+    other.load_state_dict(model.state_dict(), assign=True)
+    tables = dict(model.named_buffers())  # those that are not saved are lost on the meta device
+    for name, _ in list(other.named_buffers()):
+        owner, _, short = name.rpartition(".")
+        setattr(other.get_submodule(owner), short, tables[name])
+    return other
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_to(item, device) for item in value)
+    if isinstance(value, dict):
+        return {key: _to(item, device) for key, item in value.items()}
+    return value.to(device) if isinstance(value, Tensor) else value

@@ -1,0 +1,282 @@
+"""Time one transformer step in several variants, run by turns in one process set."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import statistics
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import diffusers
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dit_usp.bench.cases import CASES, Inputs, again, build
+from dit_usp.compiled import compile_blocks
+from dit_usp.config import ParallelConfig
+from dit_usp.graph import graph, graph_of
+from dit_usp.inject import parallelize
+from dit_usp.mesh import init_mesh
+
+ATTENTION = ("flash", "fmha", "attention", "sdpa", "cudnn_generated")  # in the names of attention kernels
+COMMUNICATION = ("nccl", "c10d", "memcpy dtod")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run the step.
+
+    Attributes:
+        parallel: the layout; None: diffusers alone, on this rank.
+        peer: diffusers' own context parallelism instead of ours, with these degrees.
+        compile: every block.
+        graph: the whole call as a CUDA graph.
+    """
+
+    parallel: ParallelConfig | None = None
+    peer: bool = False
+    compile: bool = False
+    graph: bool = False
+
+    def __str__(self) -> str:
+        if self.parallel is None:
+            who = "diffusers, one rank"
+        else:
+            ring = f" ({self.parallel.ring_method})" if self.parallel.ring_degree > 1 else ""
+            who = f"{'diffusers' if self.peer else 'dit-usp'}, {self.parallel}{ring}"
+        return who + (", compiled" if self.compile else "") + (", graph" if self.graph else "")
+
+
+@dataclass
+class Result:
+    """What was measured of one variant.
+
+    Attributes:
+        ms: of each step.
+        error: relative to the first variant's output; None where there is nothing to compare.
+        first_s: of the first call, with its compilation.
+        peak_gib: memory at most in use during the runs.
+        parts: ms of one step by kind of GPU work, and the gaps between.
+        kernels: ms of one step in the GPU's kernels that take longest, by name.
+        note: why it is not what was asked for.
+    """
+
+    case: str
+    variant: str
+    ms: list[float] = field(default_factory=list)
+    error: float | None = None
+    first_s: float = 0.0
+    peak_gib: float = 0.0
+    parts: dict[str, float] = field(default_factory=dict)
+    kernels: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.ms)
+
+
+@dataclass
+class _Running:
+    variant: Variant
+    model: nn.Module
+    inputs: Inputs
+    result: Result
+
+
+@torch.no_grad()
+def measure(
+    name: str, variants: Sequence[Variant], *, layers: int | None, dtype: torch.dtype, device: torch.device, runs: int, compare: bool, profile: bool
+) -> list[Result]:
+    """Time each variant of a case, `runs` steps each in turns of a few; a variant that fails says why.
+
+    Args:
+        compare: the outputs are the model's (not so for a share alone).
+        profile: look into one step of each variant on a GPU.
+    """
+    case = CASES[name]
+    model, inputs = build(case, layers, dtype, device)
+    running = []
+    expected: Tensor | None = None
+    for index, variant in enumerate(variants):
+        result = Result(name, str(variant))
+        own = model if index == 0 else again(model, case, layers)
+        try:
+            start = time.perf_counter()
+            own = _prepared(own, variant, device)
+            output = _step(own, inputs)
+            _wait(device)
+            result.first_s = time.perf_counter() - start
+            for _ in range(5):  # a graph is recorded at the third call and compared at the fourth
+                output = _step(own, inputs)
+            _wait(device)
+            if graphed := graph_of(own):
+                result.note = "; ".join(reason for reason in graphed.report() if reason != "replayed")
+        except Exception as error:  # a peer that does not run is a result too
+            result.note = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            logger.debug("%s", variant, exc_info=True)
+            running.append(_Running(variant, own, inputs, result))
+            continue
+        if compare:
+            expected = output.float() if expected is None else expected
+            result.error = ((output.float() - expected).norm() / expected.norm()).item()
+        running.append(_Running(variant, own, inputs, result))
+    _take_turns([one for one in running if one.result.first_s], runs, device)
+    for one in running:
+        if profile and one.result.ms and device.type == "cuda":
+            _look(one)
+    return [one.result for one in running]
+
+
+def _prepared(model: nn.Module, variant: Variant, device: torch.device) -> nn.Module:
+    mesh = None
+    if variant.peer:
+        assert variant.parallel
+        _peer(model, variant.parallel)
+    elif variant.parallel:
+        mesh = init_mesh(variant.parallel, device.type)
+        parallelize(model, mesh)
+    if variant.compile:
+        compile_blocks(model)
+    return graph(model, mesh, when=True) if variant.graph else model
+
+
+def _peer(model: Any, parallel: ParallelConfig) -> None:
+    """diffusers' own context parallelism."""
+    from diffusers import ContextParallelConfig
+
+    config = ContextParallelConfig(ulysses_degree=parallel.ulysses_degree, ring_degree=parallel.ring_degree)
+    model.enable_parallelism(config=config)
+
+
+def _step(model: nn.Module, inputs: Inputs) -> Tensor:
+    fresh = copy.copy(inputs)
+    return model(**fresh, return_dict=False)[0]
+
+
+def _take_turns(running: Sequence[_Running], runs: int, device: torch.device) -> None:
+    """A few steps of each, then again, so that a GPU that grows warm slows all alike."""
+    turns = 3 if runs >= 6 else 1
+    for _ in range(turns):
+        for one in running:
+            _step(one.model, one.inputs)
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            one.result.ms += [_timed(one, device) for _ in range(max(1, runs // turns))]
+            if device.type == "cuda":
+                one.result.peak_gib = torch.cuda.max_memory_allocated(device) / 2**30
+
+
+def _timed(one: _Running, device: torch.device) -> float:
+    """Milliseconds of one step, from all ranks ready until this rank's result is there."""
+    _wait(device)
+    if dist.is_initialized():
+        dist.barrier()
+    _wait(device)
+    if device.type != "cuda":
+        start = time.perf_counter()
+        _step(one.model, one.inputs)
+        return 1000 * (time.perf_counter() - start)
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    _step(one.model, one.inputs)
+    end.record()
+    _wait(device)
+    return begin.elapsed_time(end)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _look(one: _Running) -> None:
+    """Where one step's milliseconds go on the GPU. Communication counts as far as nothing else runs meanwhile."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        _step(one.model, one.inputs)
+        torch.cuda.synchronize()
+    spans: dict[str, list[tuple[float, float]]] = {"attention": [], "other": [], "communication": []}
+    kernels: Counter[str] = Counter()
+    for event in profiler.events() or ():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            spans[_kind(event.name)].append((event.time_range.start, event.time_range.end))
+            kernels[event.name[:120]] += (event.time_range.end - event.time_range.start) / 1000
+    if not any(spans.values()):
+        return
+    attention, other = _busy(spans["attention"]), _busy(spans["attention"] + spans["other"])
+    everything = [span for kind in spans.values() for span in kind]
+    whole = max(end for _, end in everything) - min(start for start, _ in everything)
+    parts = {
+        "attention": attention,
+        "other compute": other - attention,
+        "exposed communication": _busy(everything) - other,
+        "gaps": whole - _busy(everything),
+    }
+    one.result.parts, one.result.kernels = {name: length / 1000 for name, length in parts.items()}, dict(kernels.most_common(15))
+
+
+def _kind(kernel: str) -> str:
+    name = kernel.lower()
+    if any(word in name for word in COMMUNICATION):
+        return "communication"
+    return "attention" if any(word in name for word in ATTENTION) else "other"
+
+
+def _busy(spans: Sequence[tuple[float, float]]) -> float:
+    """Length of the union of intervals."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def layouts(ranks: int, guided: bool) -> list[ParallelConfig]:
+    """Each pure layout of the ranks, and the mixed ones that have four or more."""
+    found = [ParallelConfig(ulysses_degree=ranks)]
+    if ranks > 1:
+        found += [ParallelConfig(ring_degree=ranks, ring_method="gather"), ParallelConfig(ring_degree=ranks)]
+    if guided and ranks % 2 == 0:
+        found.append(ParallelConfig(ulysses_degree=ranks // 2, cfg_degree=2))
+    if ranks >= 4 and ranks % 2 == 0:
+        found.append(ParallelConfig(ulysses_degree=ranks // 2, ring_degree=2))
+    return found
+
+
+def environment(device: torch.device, dtype: torch.dtype, share: int | None) -> str:
+    """The line above every table: what it was measured with."""
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    ranks = f"one rank of {share}, no communication" if share else f"{dist.get_world_size() if dist.is_initialized() else 1} rank(s)"
+    kind = str(dtype).removeprefix("torch.")
+    return f"{hardware}, {ranks}, torch {torch.__version__}, diffusers {diffusers.__version__}, {kind}, random weights"
+
+
+def as_json(results: Sequence[Result], about: str, command: str) -> str:
+    """Everything measured, to be kept."""
+    return json.dumps({"about": about, "command": command, "results": [asdict(result) for result in results]}, indent=1)
+
+
+def as_lines(results: Sequence[Result]) -> list[str]:
+    """A table: median and spread, the ratio to the first variant, and what else there is to say."""
+    base = next((result.median for result in results if result.ms), 0.0)
+    lines = []
+    for result in results:
+        if not result.ms:
+            lines.append(f"{result.case:14} {result.variant:66} not run: {result.note}")
+            continue
+        spread = f"{result.median:8.2f} ms ({min(result.ms):.2f} to {max(result.ms):.2f})"
+        error = "" if result.error is None else f"  error {result.error:.1e}"
+        parts = "  " + ", ".join(f"{name} {ms:.1f}" for name, ms in result.parts.items()) if result.parts else ""
+        note = f"  [{result.note}]" if result.note else ""
+        extra = f"  first {result.first_s:.0f} s, {result.peak_gib:.1f} GiB"
+        lines.append(f"{result.case:14} {result.variant:66} {spread:34} {result.median / base:6.3f}x{error}{extra}{parts}{note}")
+    return lines

@@ -1,0 +1,126 @@
+"""`dit-usp bench`: how long one transformer step takes, and where the time goes."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dit_usp.cli.console import talks
+
+if TYPE_CHECKING:
+    from dit_usp.bench.step import Variant
+    from dit_usp.config import ParallelConfig
+
+MODES = ("eager", "compile", "graph", "compile+graph")
+BASELINES = ("diffusers", "diffusers-compile", "diffusers-parallel", "diffusers-parallel-compile")
+
+
+@click.command("bench")
+@click.argument("cases", nargs=-1, metavar="CASE...")
+@click.option("--share", type=int, metavar="P", help="One rank's work of P, on this device alone; copies stand for communication.")
+@click.option("--ulysses", type=int, metavar="N", help="With --ring and --cfg: this layout only. Default: every pure one.")
+@click.option("--ring", type=int, metavar="N")
+@click.option("--cfg", type=int, metavar="N")
+@click.option("--ring-method", type=click.Choice(["rotate", "gather"]), default="rotate", show_default=True)
+@click.option("--mode", "modes", multiple=True, type=click.Choice(MODES), help="Several may be given. Default: eager.")
+@click.option("--baseline", "baselines", multiple=True, type=click.Choice(BASELINES), help="Run by turns with ours. Default: diffusers.")
+@click.option("--layers", type=int, metavar="N", help="At most so many layers; default: the published model's.")
+@click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), default="bfloat16", show_default=True)
+@click.option("--runs", type=int, default=12, show_default=True, metavar="N", help="Steps of each variant.")
+@click.option("--profile", is_flag=True, help="Say how much is attention, other compute, exposed communication, gaps (GPUs).")
+@click.option("--json", "json_file", metavar="FILE", help="Keep all figures.")
+@click.option("--plot", metavar="FILE", help="An HTML page with bars; implies --profile.")
+def command(cases: tuple[str, ...], **options: Any) -> None:
+    """Time one step of real models with random weights; nothing is downloaded.
+
+    \b
+    dit-usp bench pixart-1024 --share 4 --mode compile+graph
+    torchrun --nproc-per-node 2 -m dit_usp bench flux-1024 --baseline diffusers --baseline diffusers-parallel
+    """
+    from dit_usp.bench.cases import CASES
+
+    unknown = [case for case in cases if case not in CASES]
+    if unknown or not cases:
+        raise ValueError(f"{f'there is no case {unknown[0]}' if unknown else 'name a case'}; there are {', '.join(CASES)}.")
+    for option, least in (("share", 1), ("layers", 1), ("runs", 1)):
+        if options[option] is not None and options[option] < least:
+            raise ValueError(f"--{option} {options[option]}: use {least} or more.")
+    _measure(cases, options)
+
+
+def _measure(cases: tuple[str, ...], options: dict[str, Any]) -> None:
+    import torch
+    import torch.distributed as dist
+
+    from dit_usp.bench import alone, plot, step
+    from dit_usp.bench.cases import CASES
+    from dit_usp.config import ParallelConfig
+    from dit_usp.launch import join, place
+
+    here = place()
+    if here and options["share"]:
+        raise ValueError("--share measures one rank of many without the others; leave out torchrun.")
+    if here:
+        device = join(ParallelConfig(ulysses_degree=here.world_size)).device
+    else:
+        alone.start(options["share"] or 1)
+        device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    dtype = getattr(torch, options["dtype"])
+    about, command = (
+        step.environment(device, dtype, options["share"]),
+        shlex.join(["dit-usp", "bench", *(argument for argument in sys.argv[1:] if argument != "bench")]),
+    )
+    if talks():
+        click.echo(f"$ {command}\n{about}")
+    results = []
+    for name in cases:
+        variants = _variants(dist.get_world_size(), CASES[name].guided, options)
+        found = step.measure(
+            name,
+            variants,
+            layers=options["layers"],
+            dtype=dtype,
+            device=device,
+            runs=options["runs"],
+            compare=(options["share"] or 1) == 1,
+            profile=options["profile"] or bool(options["plot"]),
+        )
+        results += found
+        if talks():
+            click.echo("\n".join(step.as_lines(found)))
+    if talks():
+        for file, text in ((options["json_file"], step.as_json(results, about, command)), (options["plot"], plot.page(results, about))):
+            if file:
+                with open(file, "w", encoding="utf-8") as out:
+                    out.write(text)
+    dist.destroy_process_group()
+
+
+def _variants(ranks: int, guided: bool, options: dict[str, Any]) -> list[Variant]:
+    from dit_usp.bench.step import Variant
+
+    layouts = _layouts(ranks, guided, options)
+    variants = []
+    for baseline in options["baselines"] or ("diffusers",):
+        peers = [layout for layout in layouts if (layout.cfg_degree == 1 and layout.ring_method == "gather") or layout.ring_degree == 1]
+        for layout in peers if "parallel" in baseline else [None]:
+            variants.append(Variant(layout, peer=layout is not None, compile=baseline.endswith("compile")))
+    for mode in options["modes"] or ("eager",):
+        variants += [Variant(layout, compile="compile" in mode, graph="graph" in mode) for layout in layouts]
+    return variants
+
+
+def _layouts(ranks: int, guided: bool, options: dict[str, Any]) -> list[ParallelConfig]:
+    from dit_usp.bench.step import layouts
+    from dit_usp.config import ParallelConfig
+
+    ulysses, ring, cfg = (options[axis] for axis in ("ulysses", "ring", "cfg"))
+    if not (ulysses or ring or cfg):
+        return layouts(ranks, guided)
+    asked = ParallelConfig(ulysses_degree=ulysses or 1, ring_degree=ring or 1, cfg_degree=cfg or 1, ring_method=options["ring_method"])
+    if asked.world_size != ranks:
+        raise ValueError(f"{asked} is a layout of {asked.world_size} ranks; this is one of {ranks}.")
+    return [asked]
