@@ -13,7 +13,8 @@ from dit_usp import __version__
 from dit_usp.config import ParallelConfig
 from dit_usp.launch import check_gpus, num_gpus, place
 from dit_usp.request import Picture, Request
-from dit_usp.saving import CLIP_SUFFIXES, Target, image_format, remove_unfinished
+from dit_usp.saving import Target, remove_unfinished, result_format
+from dit_usp.signature import PER_PROMPT, RATES, read_call
 from dit_usp.status import Doing
 from dit_usp.supervise import RankError, Ranks
 from dit_usp.worker import Worker
@@ -38,6 +39,10 @@ class Engine:
         dtype: such as "bfloat16" or torch.bfloat16; None: as stored.
         **from_pretrained: anything else the pipeline's from_pretrained takes; must pickle.
 
+    Attributes:
+        parallel: the layout.
+        pipeline: the name of diffusers' class.
+
     Raises:
         ValueError: this process is itself a rank; parallel and nproc disagree; more ranks than GPUs; or the ranks refuse the model.
         RankError: a rank died or failed while loading.
@@ -58,23 +63,25 @@ class Engine:
         self._lock = threading.Lock()
         self._ranks = Ranks(_world_size(parallel, nproc, device))
         try:
-            self.parallel: ParallelConfig = self._ask(
-                "load", model=self.model, parallel=parallel, device=device, dtype=dtype, options=from_pretrained
-            )
+            self.parallel: ParallelConfig
+            self.parallel, self.pipeline = self._ask("load", model=self.model, parallel=parallel, device=device, dtype=dtype, options=from_pretrained)
         except BaseException:
             self.close()
             raise
 
     def generate(
-        self, prompt: str | list[str], *, seed: int | list[int] | None = None, save: Files | None = None, **call: Any
+        self, prompt: str | list[str] = "", *, seed: int | list[int] | None = None, save: Files | None = None, fps: float | None = None, **call: Any
     ) -> SimpleNamespace | tuple[Any, ...]:
-        """Make pictures (or clips) of `prompt`.
+        """Make pictures, clips or sounds of `prompt`.
 
         Args:
-            prompt: what to show.
+            prompt: what to show; nothing for a pipeline that takes no text.
             seed: fixes the noise; a list: one for each picture; None: another picture each time.
-            save: a file, or a list of them, for the pictures, which the first rank writes; a name that is taken becomes heart-2.png.
-            **call: anything else the pipeline's call takes, such as num_inference_steps; must pickle.
+            save: a file, or a list of them, for the results, which the first rank writes; a name that is taken becomes heart-2.png. The suffix is
+                the format (.png, .jpg, .webp; .mp4, .webm, .gif; .wav); .safetensors keeps the latents and decodes nothing.
+            fps: pictures a second of a clip; None: what suits the pipeline.
+            **call: anything else the pipeline's call takes, such as num_inference_steps; must pickle. Where it takes pictures, clips or sounds, a
+                file's path will do; where it takes a tensor, that of a .safetensors file.
 
         Returns:
             The fields of the pipeline's output as attributes, e.g. `.images`, a list of PIL images.
@@ -84,25 +91,32 @@ class Engine:
             RankError: a rank died, failed or stopped answering; the engine is closed.
         """
         seeds = seed if isinstance(seed, list) else [] if seed is None else [seed]
-        targets = self._targets(prompt, seeds, save, call)
+        taken = read_call(self.pipeline).first(RATES)
+        if taken and fps is not None:
+            call[taken] = fps
+        targets = self._targets(prompt, seeds, save, fps, call)
+        if any(target.wants_latents for target in targets):
+            call["output_type"] = "latent"
         return self._ask("generate", prompt=prompt, seeds=seeds, targets=targets, call=call)
 
-    def _targets(self, prompt: str | list[str], seeds: list[int], save: Files | None, call: Mapping[str, Any]) -> list[Target]:
+    def _targets(self, prompt: str | list[str], seeds: list[int], save: Files | None, fps: float | None, call: Mapping[str, Any]) -> list[Target]:
         if save is None:
             return []
         paths = [Path(path) for path in (save if isinstance(save, (list, tuple)) else [save])]
-        prompts = [text for text in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(call.get("num_images_per_prompt", 1))]
+        each_prompt = next((call[name] for name in PER_PROMPT if name in call), 1)
+        prompts = [text for text in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(each_prompt)]
         if len(paths) != len(prompts):
             raise ValueError(f"save names {len(paths)} files, but {len(prompts)} pictures are asked for; name one for each.")
-        if call.get("output_type", "pil") != "pil":
-            raise ValueError(f"output_type={call['output_type']!r} gives no pictures to save; leave out save or output_type.")
-        for path in paths:
-            if path.suffix.lower() not in CLIP_SUFFIXES:
-                image_format(path)
+        for name, needed in (("output_type", "pil"), ("return_dict", True)):
+            if call.get(name, needed) != needed:
+                raise ValueError(f"{name}={call[name]!r} gives no pictures to save; leave out save or {name}.")
+        formats = {result_format(path, read_call(self.pipeline)) for path in paths}
+        if "safetensors" in formats and len(formats) > 1:
+            raise ValueError("latents (.safetensors) and decoded results cannot be saved from one call; make two.")
         told = {"model": self.model, "layout": str(self.parallel), "ranks": self.parallel.world_size, "versions": versions()}
         # One seed for several pictures is the seed of all of them together.
         each = seeds if len(seeds) == len(paths) else (seeds or [None]) * len(paths)  # type: ignore[list-item]
-        return [Target(str(path), {"prompt": text, "seed": own, **told}) for path, text, own in zip(paths, prompts, each, strict=True)]
+        return [Target(str(path), {"prompt": text, "seed": own, **told}, fps=fps) for path, text, own in zip(paths, prompts, each, strict=True)]
 
     def _ask(self, name: str, **arguments: Any) -> Any:
         with self._lock:

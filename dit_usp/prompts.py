@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import textwrap
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +20,7 @@ _BEFORE = re.compile(r"(?:(?:an?|the|small|flat|3d|(?:picture|emoji|drawing|rend
 _AFTER = re.compile(r"(?: +in the middle| +on the left| +on the right| +at the top| +at the bottom| +on an? \w+ background)*[ .!]*$", re.IGNORECASE)
 _ARTICLE = re.compile(r"\b(a)n?( +)$", re.IGNORECASE)
 _SUGGESTIONS = 3
+_COMPARED = 80  # letters of a prompt that are compared with names: the longest has 40
 
 
 @dataclass(frozen=True)
@@ -74,20 +76,23 @@ def resolve(prompt: str, model_folder: str | Path) -> Resolved:
     span = _longest(core, words.meaning)
     if span is not None:
         return _replace(prompt, start + span[0], start + span[1], words)
-    return Resolved(prompt, f"no known subject in {prompt!r}; nearest: {', '.join(_nearest(core or prompt, words))}", known=False)
+    return Resolved(
+        prompt, f"no known subject in {textwrap.shorten(prompt, _COMPARED)!r}; nearest: {', '.join(_nearest(core or prompt, words))}", known=False
+    )
 
 
-def _spans(text: str) -> Iterator[tuple[int, int]]:
-    """Start and end of every run of whole words, the longest first and, of those, the last: an English phrase ends in its head."""
+def _spans(text: str, most: int) -> Iterator[tuple[int, int]]:
+    """Start and end of every run of up to `most` whole words, the longest first and, of those, the last: an English phrase ends in its head."""
     tokens = [match.span() for match in re.finditer(r"[^\s,;:!?.\"()]+(?:[.:,\u2019']\S*[^\s,;:!?.\"()])*", text)]
-    for length in range(len(tokens), 0, -1):
+    for length in range(min(len(tokens), most), 0, -1):
         for first in range(len(tokens) - length, -1, -1):
             yield tokens[first][0], tokens[first + length - 1][1]
 
 
 def _longest(text: str, vocabulary: Collection[str], touching: str = "") -> tuple[int, int] | None:
     """The longest part of the text that is in the vocabulary and longer than `touching`."""
-    return next((span for span in _spans(text) if span[1] - span[0] > len(touching) and text[slice(*span)].lower() in vocabulary), None)
+    most = max((name.count(" ") + 1 for name in vocabulary), default=0)
+    return next((span for span in _spans(text, most) if span[1] - span[0] > len(touching) and text[slice(*span)].lower() in vocabulary), None)
 
 
 def _replace(prompt: str, start: int, end: int, words: _Words) -> Resolved:
@@ -99,5 +104,5 @@ def _replace(prompt: str, start: int, end: int, words: _Words) -> Resolved:
 
 def _nearest(text: str, words: _Words) -> list[str]:
     """The subjects whose name or keyword is spelt most like the text."""
-    close = difflib.get_close_matches(text.lower(), [*words.names, *words.meaning], n=4 * _SUGGESTIONS, cutoff=0.0)
+    close = difflib.get_close_matches(text[:_COMPARED].lower(), [*words.names, *words.meaning], n=4 * _SUGGESTIONS, cutoff=0.0)
     return list(dict.fromkeys(words.names.get(word) or words.meaning[word] for word in close))[:_SUGGESTIONS]

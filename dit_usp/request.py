@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dit_usp.config import ParallelConfig
-from dit_usp.saving import DEFAULT_FPS, Target
+from dit_usp.saving import Target
 
 MAX_SEED = 2**63 - 1  # what torch.Generator.manual_seed takes and every format writes exactly
 
@@ -37,13 +37,13 @@ class Request:
     Attributes:
         model: a hub id or a local folder.
         pictures: in the order they were asked for.
-        call: arguments of the pipeline's call that all pictures share: what the user gave, nothing else.
+        call: arguments of the pipeline's call that all pictures share: what the user gave, nothing else; files to start from by their paths.
         told: what is recorded in every file beside the picture's own prompt, seed and size.
         config: the layout.
         dtype: torch's name of the type to compute in.
         device: "cpu" or "cuda".
         overwrite: replace existing files; else they get the next free name.
-        fps: of clips.
+        fps: of clips; None: what suits the pipeline.
 
     Raises:
         ValueError: no pictures, a seed out of range, two pictures for one file.
@@ -57,7 +57,7 @@ class Request:
     dtype: str = "float32"
     device: str = "cpu"
     overwrite: bool = False
-    fps: float = DEFAULT_FPS
+    fps: float | None = None
 
     def __post_init__(self) -> None:
         if not self.pictures:

@@ -1,4 +1,4 @@
-"""Files with their story: pictures and short clips that say how they were made, written whole or not at all. No torch here."""
+"""Files with their story: pictures, clips, sounds and latents that say how they were made, written whole or not at all. No torch here."""
 
 from __future__ import annotations
 
@@ -6,23 +6,32 @@ import io
 import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from dit_usp import formats
+from dit_usp.formats import KEY, Clip, Sound
+from dit_usp.media import NEEDS_PYAV, TENSORS, has_pyav
+from dit_usp.signature import DEFAULT_FPS, Call
 
 if TYPE_CHECKING:
     from PIL.Image import Exif, Image
 
 Metadata = Mapping[str, Any]
 
-IMAGE_SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
-CLIP_SUFFIXES = {".webp": "WEBP", ".gif": "GIF"}  # what pillow writes without a video codec
-DEFAULT_FPS = 8
+_PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+_MOVIES = {".mp4": "mp4", ".webm": "webm"}  # by PyAV
+_ANIMATIONS = {".webp": "WEBP", ".gif": "GIF"}  # what pillow writes without a video codec
+SUFFIXES: dict[str, dict[str, str]] = {"picture": _PICTURES, "clip": {**_MOVIES, **_ANIMATIONS}, "sound": {".wav": "wav"}}
+MAX_FPS = {**dict.fromkeys(_MOVIES, 240.0), **dict.fromkeys(_ANIMATIONS, 50.0)}  # viewers slow animations of less than 20 ms a picture down
 
-_KEY = "dit-usp"  # of the PNG text chunk
+_LINEAR = ("LTX2HDRPipeline",)
+
 _EXIF_IFD, _USER_COMMENT, _SOFTWARE = 0x8769, 0x9286, 0x0131  # Exif 2.3, 4.6.5 and 4.6.3
 _ASCII = b"ASCII\0\0\0"  # how a UserComment says its coding
+_JPEG_ROOM = 65000  # bytes: a JPEG segment holds 65533 with its length, of which Exif's own entries take some hundred
 _PART = ".dit-usp-{pid}-{number}.part"
 _numbers = itertools.count()
 
@@ -32,28 +41,48 @@ class Target:
     """A file to write: what a rank needs to know to save one result.
 
     Attributes:
-        path: where.
+        path: where; folders that are missing are made.
         metadata: what the file says about itself; must be JSON.
         overwrite: replace a file of that name; else the next free name is taken ("heart-2.png").
-        fps: pictures a second of a clip.
+        fps: pictures a second of a clip; None: what suits its pipeline.
+
+    Raises:
+        ValueError: a JPEG with more metadata than the format has room for.
     """
 
     path: str
     metadata: Metadata = field(default_factory=dict)
     overwrite: bool = False
-    fps: float = DEFAULT_FPS
+    fps: float | None = None
+
+    def __post_init__(self) -> None:
+        if _PICTURES.get(Path(self.path).suffix.lower()) == "JPEG" and len(_json(self.metadata)) > _JPEG_ROOM:
+            raise ValueError(f"{Path(self.path).name}: JPEG has room for {_JPEG_ROOM} bytes about a picture; use .png or a shorter prompt.")
+
+    @property
+    def wants_latents(self) -> bool:
+        """Whether the result goes into the file before it is decoded."""
+        return Path(self.path).suffix.lower() == TENSORS
 
 
-def save(result: Image | Sequence[Image], target: Target) -> Path:
-    """Write one picture, or one clip given as its frames, and return the path it got.
+def save(result: Image | Sequence[Image] | Clip | Sound | Mapping[str, Any], target: Target) -> Path:
+    """Write one result and return the path it got: a picture, a clip (or its frames), a sound, or tensors by name.
 
     Raises:
         ValueError: the suffix names no format that holds this kind of result.
         OSError: the disk is full, the folder cannot be written; nothing is left behind.
     """
+    if isinstance(result, Mapping):
+        return write_whole(formats.tensors(result, target.metadata), Path(target.path), overwrite=target.overwrite)
+    if isinstance(result, Sound):
+        return _save_sound(result, target)
     if isinstance(result, Sequence):
-        return save_clip(result, target.path, target.metadata, overwrite=target.overwrite, fps=target.fps)
-    return save_image(result, target.path, target.metadata, overwrite=target.overwrite)
+        result = Clip(result)
+    if not isinstance(result, Clip):
+        return save_image(result, target.path, target.metadata, overwrite=target.overwrite)
+    if len(result.frames) == 1 and Path(target.path).suffix.lower() not in SUFFIXES["clip"]:
+        return save_image(result.frames[0], target.path, target.metadata, overwrite=target.overwrite)
+    return save_clip(result, target.path, target.metadata, overwrite=target.overwrite, fps=target.fps or DEFAULT_FPS)
 
 
 def save_image(image: Image, path: str | Path, metadata: Metadata, *, overwrite: bool = False, **options: Any) -> Path:
@@ -63,7 +92,7 @@ def save_image(image: Image, path: str | Path, metadata: Metadata, *, overwrite:
         options: pillow's for the format, such as quality=90.
     """
     path = Path(path)
-    form = image_format(path)
+    form = file_format(path, "picture")
     told = {**metadata, "width": image.width, "height": image.height}
     defaults: dict[str, Any] = {"PNG": {"pnginfo": _png_text(told)}, "JPEG": {"quality": 95}, "WEBP": {"quality": 95}}[form]
     if form != "PNG":
@@ -73,51 +102,86 @@ def save_image(image: Image, path: str | Path, metadata: Metadata, *, overwrite:
     return write_whole(data.getbuffer(), path, overwrite=overwrite)
 
 
-def save_clip(frames: Sequence[Image], path: str | Path, metadata: Metadata, *, overwrite: bool = False, fps: float = DEFAULT_FPS) -> Path:
-    """Write frames as an animated WebP or GIF (256 colours) by the suffix and return the path it got."""
-    path = Path(path)
-    form = clip_format(path)
-    told = {**metadata, "width": frames[0].width, "height": frames[0].height, "frames": len(frames), "fps": fps}
+def save_clip(clip: Clip | Sequence[Image], path: str | Path, metadata: Metadata, *, overwrite: bool = False, fps: float = DEFAULT_FPS) -> Path:
+    """Write a clip as mp4 (H.264), webm (VP9), animated WebP or GIF (256 colours, no sound either) by the suffix and return the path it got."""
+    path, clip = Path(path), clip if isinstance(clip, Clip) else Clip(clip)
+    form, first = file_format(path, "clip"), clip.frames[0]
+    told = {**metadata, "width": first.width, "height": first.height, "frames": len(clip.frames), "fps": fps}
+    if clip.sound and form in _MOVIES.values():
+        told["sampling_rate"] = clip.sound.rate
+    if form in _MOVIES.values():
+        return written(path, lambda temporary: formats.write_movie(clip, temporary, form, fps, told), overwrite=overwrite)
     options: dict[str, Any] = {"exif": _exif(told), "quality": 90} if form == "WEBP" else {"comment": _json(told).encode()}
     data = io.BytesIO()
-    frames[0].save(data, form, save_all=True, append_images=list(frames[1:]), duration=round(1000 / fps), loop=0, **options)
+    first.save(data, form, save_all=True, append_images=list(clip.frames[1:]), duration=round(1000 / fps), loop=0, **options)
     return write_whole(data.getbuffer(), path, overwrite=overwrite)
 
 
-def image_format(path: Path) -> str:
-    """Pillow's name of the format that a picture's suffix stands for.
+def _save_sound(sound: Sound, target: Target) -> Path:
+    file_format(Path(target.path), "sound")
+    told = {**target.metadata, "seconds": round(sound.samples.shape[-1] / sound.rate, 3), "sampling_rate": sound.rate}
+    return write_whole(formats.wav(sound, told), Path(target.path), overwrite=target.overwrite)
+
+
+def file_format(path: Path, kind: str) -> str:
+    """The name of the format that a file's suffix stands for.
+
+    Args:
+        kind: "picture", "clip" or "sound".
 
     Raises:
-        ValueError: it stands for none; names those that work.
+        ValueError: it stands for none that holds this kind, or for one that needs PyAV; names those that work.
     """
-    return _format(path, IMAGE_SUFFIXES, "a picture")
+    known = {**SUFFIXES[kind], TENSORS: "safetensors"}
+    if (suffix := path.suffix.lower()) not in known:
+        names = f"{', '.join(SUFFIXES[kind])} (latents: {TENSORS})"
+        raise ValueError(
+            f"{path.name}: a {kind} is written as {names}, not {suffix}." if suffix else f"{path.name}: a {kind} needs a suffix: {names}."
+        )
+    if suffix in _MOVIES and not has_pyav():
+        raise ValueError(f"{path.name}: {suffix} needs {NEEDS_PYAV}; or use .webp.")
+    return known[suffix]
 
 
-def clip_format(path: Path) -> str:
-    """The same for a clip of several frames."""
-    return _format(path, CLIP_SUFFIXES, "a clip")
+def result_format(path: Path, made: Call) -> str:
+    """`file_format` for what a pipeline makes.
+
+    Raises:
+        ValueError: also for latents that the pipeline does not give, and for linear light that no clip's format holds.
+    """
+    form = file_format(path, made.kind)
+    if form == "safetensors" and not made.gives_latents:
+        raise ValueError(f"{path.name}: {made.name} has no latents to save; use {', '.join(SUFFIXES[made.kind])}.")
+    if form != "safetensors" and made.name in _LINEAR:
+        raise ValueError(f"{path.name}: {made.name} makes linear light, which {path.suffix} does not hold; use {TENSORS}, or call it from Python.")
+    return form
 
 
-def _format(path: Path, formats: Mapping[str, str], what: str) -> str:
-    if (suffix := path.suffix.lower()) not in formats:
-        known = ", ".join(formats)
-        raise ValueError(f"{path.name}: {what} is written as {known}, not {suffix}." if suffix else f"{path.name}: {what} needs a suffix: {known}.")
-    return formats[suffix]
+def default_suffix(made: Call) -> str:
+    """Of files that are named after their prompt."""
+    if made.name in _LINEAR:
+        return TENSORS
+    return {"picture": ".png", "clip": ".mp4" if has_pyav() else ".webp", "sound": ".wav"}[made.kind]
 
 
-def write_whole(data: bytes | memoryview, path: Path, *, overwrite: bool = False) -> Path:
-    """Write a file that appears complete or not at all, under `path` or, if that is taken and not to be overwritten, the next free name."""
+def written(path: Path, write: Callable[[Path], Any], *, overwrite: bool = False) -> Path:
+    """Have `write` fill a file that appears complete or not at all, under `path` or, if that is taken and to be kept, the next free name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(_PART.format(pid=os.getpid(), number=next(_numbers)))
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
+        write(temporary)
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())  # a full disk may say so only now
         if overwrite:
             return temporary.replace(path)
         return next(name for name in _names(path) if _take(temporary, name))
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_whole(data: bytes | memoryview, path: Path, *, overwrite: bool = False) -> Path:
+    """`written` of bytes."""
+    return written(path, lambda temporary: temporary.write_bytes(data), overwrite=overwrite)
 
 
 def remove_unfinished(folder: Path, pid: int) -> None:
@@ -153,29 +217,43 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError, PermissionError, IsADirectoryError: it cannot be opened.
-        ValueError: it is no picture, or carries no metadata of ours.
+        ValueError: it is of no kind that is written here, or carries no metadata of ours.
     """
-    from PIL import Image, UnidentifiedImageError
-
+    read = {".mp4": formats.movie_metadata, ".webm": formats.movie_metadata, ".wav": formats.wav_metadata, TENSORS: formats.tensors_metadata}
+    with open(path, "rb"):
+        pass  # says what is wrong alike for every format
     try:
-        with Image.open(path) as image:
-            text = _stored(image)
-            told = json.loads(text) if text else None
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not a picture that can be read.") from error
+        text = read.get(Path(path).suffix.lower(), _picture_metadata)(path)
+        told = json.loads(text) if text else None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} carries damaged metadata.") from error
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{path} cannot be read: that needs {NEEDS_PYAV}.") from error
+    except OSError as error:
+        raise ValueError(f"{path} is not a clip that can be read.") from error
     if not isinstance(told, dict):
         raise ValueError(f"{path} carries no metadata of dit-usp.")
     return told
 
 
+def _picture_metadata(path: str | Path) -> str | None:
+    """The JSON text in a picture or animation, if there is one."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return _stored(image)
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is not a picture that can be read.") from error
+
+
 def _stored(image: Image) -> str | None:
     """The JSON text in an open file, if there is one."""
     if image.format == "PNG":
-        return image.info.get(_KEY)
+        return image.info.get(KEY)
     if image.format == "GIF":
-        return image.info.get("comment", b"").decode(errors="replace")
+        comment = image.info.get("comment", b"").decode(errors="replace")
+        return comment if comment.startswith("{") else None
     comment = image.getexif().get_ifd(_EXIF_IFD).get(_USER_COMMENT, b"")
     ours = isinstance(comment, bytes) and comment.startswith(_ASCII + b"{")
     return comment.removeprefix(_ASCII).decode() if ours else None
@@ -191,7 +269,7 @@ def _png_text(metadata: Metadata) -> Any:
     text = PngInfo()
     text.add_text("Software", _software(metadata))
     text.add_itxt("Description", str(metadata.get("prompt", "")))  # UTF-8
-    text.add_text(_KEY, _json(metadata))
+    text.add_text(KEY, _json(metadata))
     return text
 
 

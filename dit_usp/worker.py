@@ -1,4 +1,4 @@
-"""Worker: what a rank does when asked: load a pipeline, make pictures, save them."""
+"""Worker: what a rank does when asked: load a pipeline, make pictures, clips or sounds, save them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+
+from dit_usp.signature import PROMPTS, Call, read_call
 
 if TYPE_CHECKING:
     from dit_usp.config import ParallelConfig
@@ -29,8 +31,10 @@ class Worker:
         self.pipe: Any = None
         self.is_first = True
 
-    def load(self, model: str, parallel: ParallelConfig | None, device: str | None, dtype: Any, options: Mapping[str, Any]) -> ParallelConfig:
-        """Load `model` on this rank and return its layout; `options` go to from_pretrained."""
+    def load(
+        self, model: str, parallel: ParallelConfig | None, device: str | None, dtype: Any, options: Mapping[str, Any]
+    ) -> tuple[ParallelConfig, str]:
+        """Load `model` on this rank; `options` go to from_pretrained. Its layout, and the name of diffusers' class."""
         self.report("load")
         if os.path.isdir(model) and not options:
             os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all there is to load is here
@@ -43,30 +47,42 @@ class Worker:
         if not self.shows_progress:
             self.pipe.set_progress_bar_config(disable=True)
         self.report("idle")
-        return self.pipe.mesh.config
+        return self.pipe.mesh.config, self.call.name
+
+    @property
+    def call(self) -> Call:
+        """What the pipeline's call takes and gives."""
+        return read_call(type(self.pipe).__name__.removeprefix("USP"))
 
     def _on_step(self, step: int, total: int) -> None:
         self.report("denoise", step, total)
 
     def generate(self, prompt: Any, seeds: Sequence[int], targets: Sequence[Target], call: Mapping[str, Any]) -> Any:
         """Call the pipeline and save its results; the first rank returns the output's fields (tensors on the CPU), the others None."""
-        output = self.pipe(prompt, **_noise(seeds), **call)
-        self._save(output, targets)
+        output = self._called(prompt, seeds, call)
+        self._save(output, targets, call)
         return _portable(output) if self.is_first else None
 
-    def make_files(self, prompt: Sequence[str], seeds: Sequence[int], targets: Sequence[Target], call: Mapping[str, Any]) -> list[str]:
-        """One picture a prompt, each from its own seed, each into its file; the first rank returns the paths, the others none."""
-        return self._save(self.pipe(list(prompt), **_noise(seeds), **call), targets)
+    def make_files(self, prompt: Sequence[Any], seeds: Sequence[int], targets: Sequence[Target], call: Mapping[str, Any]) -> list[str]:
+        """One result a prompt, each from its own seed, each into its file; the first rank returns the paths, the others none."""
+        alone = len(prompt) == 1 and isinstance(prompt[0], str)  # a text by itself: some pipelines take no list
+        return self._save(self._called(prompt[0] if alone else list(prompt), seeds, call), targets, call)
 
-    def _save(self, output: Any, targets: Sequence[Target]) -> list[str]:
-        """Write the pictures or clips on the first rank; return the paths they got."""
-        paths = []
+    def _called(self, prompt: Any, seeds: Sequence[int], call: Mapping[str, Any]) -> Any:
+        """The pipeline's output, the files that the call names opened. A pipeline without an argument for the prompt is given none."""
+        from dit_usp.media import opened
+
+        name = self.call.first(PROMPTS)
+        return self.pipe(**({name: prompt} if name else {}), **_noise(seeds), **opened(self.pipe, call))
+
+    def _save(self, output: Any, targets: Sequence[Target], call: Mapping[str, Any]) -> list[str]:
+        """Write the results on the first rank; return the paths they got."""
+        paths: list[str] = []
         if targets and self.is_first:
-            from dit_usp.saving import save
+            from dit_usp.results import save_results
 
             self.report("save")
-            results = output["images"] if "images" in output else output["frames"]
-            paths = [str(save(result, target)) for result, target in zip(results, targets, strict=True)]
+            paths = save_results(output, targets, self.pipe, self.call, call)
         self.report("idle")
         return paths
 

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from folders import CONFIGS, write_folder
+from PIL import Image
 
-from dit_usp import launch, supervise
+from dit_usp import formats, launch, media, saving, supervise
 from dit_usp.cli import run
 
-SD3, FLUX, IMG2IMG, DIT, COG = CONFIGS
+SD3, FLUX, IMG2IMG, DIT, COG, INPAINT, FLUX2, WAN, WAN_I2V, WAN_V2V, ANIMATE, LTX2, COSMOS, SOUND, SR = CONFIGS
 FREE = 2**63 - 2
 
 
-@pytest.fixture(autouse=True)
-def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with models and files in it, on a machine with two cores and no GPU, where no rank may start."""
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models and files. No test writes here."""
+    tmp_path = tmp_path_factory.mktemp("workplace")
     for pipeline in CONFIGS:
         write_folder(tmp_path, pipeline, **({"id2label": {"0": "tench, Tinca tinca", "1": "goldfish"}} if pipeline == DIT else {}))
     broken = {
@@ -41,12 +45,22 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "two.txt").write_text("a dog\na cat\n")
     (tmp_path / "latin.txt").write_bytes("Käse".encode("latin-1"))
     (tmp_path / "folder.png").mkdir()
-    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (16, 16)).save(tmp_path / "photo.png")
+    Image.effect_noise((64, 64), 50).save(tmp_path / "whole.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
+    (tmp_path / "other.safetensors").write_bytes(formats.tensors({"a": torch.zeros(1), "b": torch.zeros(1)}, {}))
+    (tmp_path / "long.txt").write_text("zqk " * 17000)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def workplace(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In that folder, on a machine with two cores and no GPU, where no rank may start."""
+    monkeypatch.chdir(folder)
     monkeypatch.setattr(launch, "num_gpus", lambda: 0)
     monkeypatch.setattr(launch, "num_cores", lambda: 2)
     monkeypatch.setattr(launch, "place", lambda: None)
     monkeypatch.setattr(supervise.Ranks, "__post_init__", lambda self: pytest.fail("a rank was started"))
-    return tmp_path
 
 
 # arguments after "generate" -> the line; a prompt is put before those that name none
@@ -72,12 +86,10 @@ CASES: dict[str, str] = {
     "x --model badjson": "badjson/model_index.json is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1).",
     "x --model listed": "listed/model_index.json holds no JSON object.",
     "x --model noclass": "--model noclass: its model_index.json names no pipeline with a transformer.",
-    "x --model unknown": "--model unknown: FluxxPipeline is not supported. "
-    "The nearest that are: FluxPipeline, FluxInpaintPipeline, FluxImg2ImgPipeline.",
+    "x --model unknown": "--model unknown: FluxxPipeline is not supported. The nearest that are: FluxPipeline, Flux2Pipeline, FluxFillPipeline.",
     f"x --model novae/{FLUX}": f"--model novae/{FLUX}: its model_index.json lists tokenizer_9, but there is no folder novae/{FLUX}/tokenizer_9.",
     f"x --model noweights/{FLUX}": f"--model noweights/{FLUX}: there are no weights in noweights/{FLUX}/transformer "
     "(diffusion_pytorch_model.safetensors).",
-    f"x --model {IMG2IMG}": f"--model {IMG2IMG}: {IMG2IMG} starts from a picture, which generate cannot give; call it from Python.",
     f"'a goldfisch' --model {DIT}": f"'a goldfisch' is no class of {DIT}. Nearest: goldfish, tinca tinca.",
     f"1000 --model {DIT}": f"'1000' is no class of {DIT}. Use 0 to 999.",
     # layouts
@@ -120,10 +132,18 @@ CASES: dict[str, str] = {
     "x --width 99999968": "--width 99999968: emoji-pixart-256 makes multiples of 16 from 16 to 16384; use --width 16384.",
     f"x --model {FLUX} --height 1000": f"--height 1000: {FLUX} makes multiples of 16 from 16 to 16384; use --height 992.",
     f"x --model {SD3} --width 1600": f"--width 1600: {SD3} has positions for 96 patches of 16; use --width 1536.",
-    "x --frames 9": "--frames: PixArtAlphaPipeline makes pictures, not clips; leave it out.",
+    "x --frames 9": "--frames 9: PixArtAlphaPipeline makes pictures, not clips; leave it out.",
     "x --fps 9": "--fps 9: PixArtAlphaPipeline makes pictures, not clips; leave it out.",
     f"x --model {COG} --frames 0": "--frames 0 makes nothing; use 1 or more.",
-    f"x --model {COG} --fps 0": "--fps 0 is out of range; use 1 to 50.",
+    f"x --model {COG} --fps 0": "--fps 0 is out of range; use 1 to 240.",
+    f"x --model {COG} --fps 60 -o x.gif": "--fps 60 is out of range; use 1 to 50 for .gif.",
+    f"x --model {COSMOS} --fps 12.5": f"--fps 12.5: {COSMOS} takes whole numbers; use --fps 12.",
+    "x --duration 3": "--duration 3: PixArtAlphaPipeline makes pictures, not clips; leave it out.",
+    f"x --model {COG} --duration nan": "--duration nan is out of range; use up to 3600 seconds.",
+    f"x --model {COG} --duration 0.01": "--duration 0.01 is no whole frame at 8 a second; use 0.12 or more.",
+    f"x --model {COG} --duration 3 --frames 9": "--frames and --duration are both given; use one of them.",
+    f"x --model {SOUND} --frames 9": f"--frames 9: {SOUND} makes sounds, not clips; leave it out.",
+    f"x --model {SOUND} --height 64": f"--height: {SOUND} has one size; leave it out.",
     "x --seed -1": f"--seed -1 is out of range; use 0 to {FREE}.",
     f"x --seed {2**63}": f"--seed {2**63} is out of range; use 0 to {FREE}.",
     "x --set max_sequence_length": "--set max_sequence_length: write it as name=value, such as --set max_sequence_length=64.",
@@ -134,21 +154,54 @@ CASES: dict[str, str] = {
     "x --set eta=0 --set eta=1": "--set eta is given twice.",
     "x --set guidance_scale=2": "--set guidance_scale: use --guidance.",
     "x --set output_type=np": "--set output_type: generate decides it.",
-    "x --set latents=1": "--set latents: its values cannot be written on a command line; call PixArtAlphaPipeline from Python.",
+    "x --set latents=1": "--set latents=1: it takes a .safetensors file.",
+    "x --set callback=1": "--set callback: its values cannot be written on a command line; call PixArtAlphaPipeline from Python.",
+    "x --set latents=no.safetensors": "--set latents=no.safetensors cannot be read: No such file or directory.",
+    "x --set latents=other.safetensors": "--set latents=other.safetensors cannot be read: it has no latents; it has a, b.",
+    """x --set 'timesteps=["a"]'""": """--set timesteps=["a"]: it takes list[int].""",
+    f"x --model {SD3} --set 'sigmas=[1, true]'": "--set sigmas=[1, true]: it takes list[float].",
+    f"x --model {WAN} --set num_frames=9": "--set num_frames: use --frames.",
+    f"x --model {COSMOS} --set fps=9": "--set fps: use --fps.",
+    f"x --model {IMG2IMG} --set image=photo.png": "--set image: use --image.",
+    f"x --model {FLUX} --set ip_adapter_image=two.txt": "--set ip_adapter_image=two.txt cannot be read: it is in no known format.",
+    # files to start from
+    "x --image photo.png": "--image: PixArtAlphaPipeline has no such input; it starts from text alone.",
+    f"x --model {IMG2IMG} --image photo.png --mask photo.png": f"--mask: {IMG2IMG} has no such input; it takes --image.",
+    f"x --model {IMG2IMG}": f"{IMG2IMG} needs --image.",
+    f"x --model {INPAINT}": f"{INPAINT} needs --image and --mask.",
+    f"x --model {INPAINT} --image photo.png": f"{INPAINT} needs --mask.",
+    f"x --model {ANIMATE} --image photo.png": f"{ANIMATE} needs --video and --set face_video=FILE.",
+    f"--model {SR}": f"{SR} needs --video.",
+    f"x --model {SR}": f"{SR} takes no prompt; leave it out.",
+    f"x --model {WAN_V2V} --frames 9": f"--frames: {WAN_V2V} makes as many frames as it is given; leave it out.",
+    f"x --model {IMG2IMG} --image none.png": "--image none.png cannot be read: No such file or directory.",
+    f"x --model {IMG2IMG} --image two.txt": "--image two.txt cannot be read: it is in no known format.",
+    f"x --model {IMG2IMG} --image half.png": "--image half.png cannot be read: image file is truncated.",
+    f"x --model {IMG2IMG} --image folder.png": "--image folder.png cannot be read: Is a directory.",
+    f"x --model {IMG2IMG} --image photo.png --image photo.png": f"--image is given 2 times, but {IMG2IMG} takes one; leave the others out.",
+    f"x --model {WAN_V2V} --video none.mp4": "--video none.mp4 cannot be read: No such file or directory.",
+    f"x --model {WAN_V2V} --video two.txt": "--video two.txt cannot be read: Invalid data found when processing input.",
+    f"x --model {WAN_V2V} --video folder.png": "--video folder.png cannot be read: there are no pictures in it.",
+    f"x --model {SOUND} --audio two.txt": "--audio two.txt cannot be read: Invalid data found when processing input.",
+    f"x --model {SOUND} --audio photo.png": "--audio photo.png cannot be read: it has none of what is asked for.",
+    f"x --model {IMG2IMG} --image photo.png --images 2 --data 2": "--data 2 cannot deal out given pictures, clips or sounds; "
+    "use --ulysses 2 or --ring 2, or leave it out.",
     f"1 --model {DIT} --set eta=1": "--set eta: DiTPipeline has no such argument; it has none to set.",
     # files
     "x -o taken.png": "taken.png exists already; add --overwrite, or use -o taken-3.png.",
     "x -o many.png --images 3": "many-2.png exists already; add --overwrite, or use -o many.png.",
-    "x -o nowhere/x.png": "-o nowhere/x.png: there is no folder nowhere; make it first (mkdir -p nowhere).",
-    "x -o nowhere/": "-o nowhere/: there is no folder nowhere; make it first (mkdir -p nowhere).",
     "x -o taken.png/x.png": "-o taken.png/x.png: taken.png is not a folder.",
     "x -o taken.png/": "-o taken.png/: taken.png is not a folder.",
-    "x -o x": "x: a picture needs a suffix: .png, .jpg, .jpeg, .webp.",
-    "x -o x.bmp": "x.bmp: a picture is written as .png, .jpg, .jpeg, .webp, not .bmp.",
-    "x -o x.mp4": "x.mp4: a picture is written as .png, .jpg, .jpeg, .webp, not .mp4.",
-    f"x --model {COG} -o x.mp4": "x.mp4: a clip is written as .webp, .gif, not .mp4.",
+    "x -o taken.png/new/x.png": "-o taken.png/new/x.png: taken.png is not a folder.",
+    "x -o x": "x: a picture needs a suffix: .png, .jpg, .jpeg, .webp (latents: .safetensors).",
+    "x -o x.bmp": "x.bmp: a picture is written as .png, .jpg, .jpeg, .webp (latents: .safetensors), not .bmp.",
+    "x -o x.mp4": "x.mp4: a picture is written as .png, .jpg, .jpeg, .webp (latents: .safetensors), not .mp4.",
+    f"x --model {COG} -o x.png": "x.png: a clip is written as .mp4, .webm, .webp, .gif (latents: .safetensors), not .png.",
+    f"x --model {SOUND} -o x.mp4": "x.mp4: a sound is written as .wav (latents: .safetensors), not .mp4.",
+    f"1 --model {DIT} -o x.safetensors": f"x.safetensors: {DIT} has no latents to save; use .png, .jpg, .jpeg, .webp.",
+    "--prompts long.txt -o x.jpg": "x.jpg: JPEG has room for 65000 bytes about a picture; use .png or a shorter prompt.",
     f"x -o {'x' * 252}.png": f"-o {'x' * 252}.png: the name is too long for a file.",
-    "x -o /dev/null": "null: a picture needs a suffix: .png, .jpg, .jpeg, .webp.",
+    "x -o /dev/null": "null: a picture needs a suffix: .png, .jpg, .jpeg, .webp (latents: .safetensors).",
     # the command itself
     "x --stepps 3": "there is no option --stepps; did you mean --steps?",
     "x --seed": "Option '--seed' requires an argument.",
@@ -162,6 +215,27 @@ def test_refused(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["generate", *shlex.split(arguments)]) == 2
     out, err = capsys.readouterr()
     assert (out, err) == ("", f"dit-usp: {CASES[arguments]}\n")
+
+
+@pytest.mark.parametrize(("arguments", "name"), [(["caf\udce9"], "PROMPT"), (["x", "--negative", "\udce9"], "--negative")])
+def test_words_that_are_not_utf8(arguments: list[str], name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Python hands such bytes on as lone surrogates."""
+    assert run(["generate", *arguments]) == 2
+    assert capsys.readouterr().err == f"dit-usp: {name} is not UTF-8 text.\n"
+
+
+def test_without_pyav_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(media, "has_pyav", lambda: False)
+    monkeypatch.setattr(saving, "has_pyav", lambda: False)
+    monkeypatch.setitem(sys.modules, "av", None)
+    extra = "needs PyAV, which is not installed: pip install 'dit-usp[video]'"
+    for arguments, line in (
+        (["x", "--model", WAN, "-o", "x.mp4"], f"x.mp4: .mp4 {extra}; or use .webp."),
+        (["x", "--model", WAN_V2V, "--video", "two.mp4"], f"--video two.mp4 cannot be read: that {extra}."),
+    ):
+        assert run(["generate", *arguments]) == 2
+        assert capsys.readouterr().err == f"dit-usp: {line}\n"
+    assert run(["generate", "x", "--model", WAN, "--print-plan"]) == 0  # named after the prompt it becomes a .webp
 
 
 def test_unwritable_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

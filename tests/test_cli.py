@@ -24,6 +24,7 @@ from dit_usp.supervise import RankError
 
 OPTIONS = {
     "generate": "-o --output --model --nproc --ulysses --ring --cfg --data --ring-method --seed --steps --guidance --height --width --frames --fps "
+    "--duration --image --mask --video --control-image --last-image --audio "
     "--negative --dtype --device --images --prompts --set --print-plan --overwrite --debug",
     "models": "--json",
     "show": "--json",
@@ -49,7 +50,9 @@ def requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Request]:
 
     def write(request: Request, on_progress: Any) -> list[str]:
         kept.append(request)
-        return [str(saving.save(Image.new("RGB", (16, 16)), request.target(picture))) for picture in request.pictures]
+        picture = Image.new("RGB", (16, 16))
+        made = [picture] * 2 if request.fps else picture
+        return [str(saving.save(made, request.target(picture))) for picture in request.pictures]
 
     monkeypatch.setattr(engine, "run", write)
     monkeypatch.setattr(launch, "num_gpus", lambda: 0)
@@ -66,7 +69,7 @@ def test_defaults(requests: list[Request]) -> None:
     assert generate("a red heart") == 0
     request = requests[0]
     assert request.model == str(files("dit_usp") / "data" / "emoji-pixart-256")
-    assert request.call == {"num_inference_steps": 10, "guidance_scale": 3.0}
+    assert request.call == {"num_inference_steps": 10, "guidance_scale": 3.0, "use_resolution_binning": False}
     assert (request.config.world_size, request.device, request.dtype) == (1, "cpu", "float32")
     assert [(picture.prompt, picture.path) for picture in request.pictures] == [("a red heart", "a-red-heart.png")]
 
@@ -98,7 +101,7 @@ def test_a_video_model_writes_clips(requests: list[Request], tmp_path: Path, mon
     folder = str(write_folder(tmp_path, "CogVideoXPipeline"))
     assert generate("a wave", "--model", folder, "--frames", "5", "--fps", "12", "--set", "use_dynamic_cfg=True") == 0
     assert requests[0].call == {"num_frames": 5, "use_dynamic_cfg": True}
-    assert (requests[0].fps, requests[0].pictures[0].path) == (12, "a-wave.webp")
+    assert (requests[0].fps, requests[0].pictures[0].path) == (12, "a-wave.mp4")
 
 
 @pytest.mark.parametrize(
@@ -239,7 +242,7 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     table = json.loads(capsys.readouterr().out)
     assert "emoji-pixart-256" in table["embedded"]
     rows = {row["transformer"]: row for row in table["transformers"]}
-    assert rows["PixArtTransformer2DModel"]["pipelines"] == ["PixArtAlphaPipeline", "PixArtSigmaPipeline"]
+    assert rows["PixArtTransformer2DModel"]["pipelines"] == ["PixArtAlphaPipeline", "PixArtSigmaPipeline", "PixArtSigmaPAGPipeline"]
     assert [rows[f"{name}Transformer2DModel"]["cfg"] for name in ("SD3", "Flux")] == [True, False]
     assert run(["models"]) == 0
     text = capsys.readouterr().out

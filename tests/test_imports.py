@@ -16,12 +16,13 @@ ROOT = Path(__file__).parents[1]
 # A module imports from its own row or from those above it.
 LAYERS = (
     ("errors",),
-    ("config", "embedded"),
+    ("config", "embedded", "signature"),
     ("mesh",),
     ("collectives",),
-    ("plan", "places", "rebind", "streams", "halo", "linear", "attention", "models", "sharding", "translate"),
+    ("plan", "places", "rebind", "streams", "halo", "linear", "attention", "models", "sharding", "translate", "graph", "compiled"),
     ("inject",),
-    ("launch", "status", "saving", "request", "prompts", "pipelines", "worker", "rank", "supervise", "engine"),
+    ("launch", "status", "media", "formats", "saving", "results", "request", "prompts", "pipelines", "worker", "rank", "supervise", "engine"),
+    ("bench",),
     ("cli",),
     ("__main__", "examples", "scripts"),
 )

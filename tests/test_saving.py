@@ -60,9 +60,9 @@ def test_options_go_to_the_format(tmp_path: Path) -> None:
 
 
 def test_a_clip_is_no_png_and_a_picture_no_gif(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^a\.png: a clip is written as \.webp, \.gif, not \.png\.$"):
+    with pytest.raises(ValueError, match=r"^a\.png: a clip is written as \.mp4, \.webm, \.webp, \.gif \(latents: \.safetensors\), not \.png\.$"):
         save_clip([noise()], tmp_path / "a.png", TOLD)
-    with pytest.raises(ValueError, match=r"^a\.gif: a picture is written as \.png, \.jpg, \.jpeg, \.webp, not \.gif\.$"):
+    with pytest.raises(ValueError, match=r"^a\.gif: a picture is written as \.png, \.jpg, \.jpeg, \.webp \(latents: \.safetensors\), not \.gif\.$"):
         save_image(noise(), tmp_path / "a.gif", TOLD)
 
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dit_usp import prompts
+from dit_usp.cli.inputs import Inputs, check_needs
 from dit_usp.cli.model import Model
-from dit_usp.cli.signature import read_settings
+from dit_usp.cli.settings import read_settings
 
 if TYPE_CHECKING:
     from dit_usp.cli.generate import Options
@@ -17,32 +18,37 @@ if TYPE_CHECKING:
 MAX_SIDE = 16384  # pixels; WebP's and most viewers' limit
 
 
-def arguments(options: Options, model: Model) -> dict[str, Any]:
+def arguments(options: Options, model: Model, inputs: Inputs, timing: Mapping[str, Any]) -> dict[str, Any]:
     """What is passed to the pipeline: the options given, what suits a model of ours, and --set; nothing else.
 
+    Args:
+        timing: the inputs, with the arguments for frames and speed.
+
     Raises:
-        ValueError: an argument the pipeline does not have, or a value the model cannot work with.
+        ValueError: an argument the pipeline does not have or does not get though it needs it, or a value the model cannot work with.
     """
     given = {
         "num_inference_steps": ("--steps", options.steps),
         "guidance_scale": ("--guidance", options.guidance),
         "height": ("--height", options.height),
         "width": ("--width", options.width),
-        "num_frames": ("--frames", options.frames),
         "negative_prompt": ("--negative", options.negative),
     }
     for name, (option, value) in given.items():
         if value is not None and name not in model.parameters:
             raise ValueError(f"{option}: {model.pipeline} {_lacks(name)}; leave it out.")
-    call = dict(model.calls) | {name: value for name, (_, value) in given.items() if value is not None}
+    ours = {name: value for name, value in model.calls.items() if name in model.parameters}
+    call = ours | {name: value for name, (_, value) in given.items() if value is not None} | dict(timing)
     _check_steps(call, model)
-    _check_guidance(call, model)
+    _check_guidance(call, options, model)
     _check_sizes(call, model)
-    return call | read_settings(options.settings, model.parameters, model.pipeline)
+    call |= read_settings(options.settings, model, inputs.taken)
+    check_needs(call, inputs, model)
+    return call
 
 
 def _lacks(name: str) -> str:
-    return {"num_frames": "makes pictures, not clips", "height": "has one size", "width": "has one size"}.get(name, f"has no {name}")
+    return "has one size" if name in ("height", "width") else f"has no {name}"
 
 
 def guidance(call: Mapping[str, Any], model: Model) -> float | None:
@@ -51,28 +57,36 @@ def guidance(call: Mapping[str, Any], model: Model) -> float | None:
     return call.get("guidance_scale", parameter.default) if parameter else None
 
 
+def steps(call: Mapping[str, Any], model: Model) -> int | None:
+    """The number of steps that will be used, or None where it is the pipeline's to say."""
+    parameter = model.parameters.get("num_inference_steps")
+    return call.get("num_inference_steps", parameter.default) if parameter else None
+
+
 def _check_steps(call: Mapping[str, Any], model: Model) -> None:
-    steps = call.get("num_inference_steps")
+    asked = call.get("num_inference_steps")
     solver = model.scheduler.get("_class_name", "")
     # PixArt's loop reads the second timestep, which a DPM-Solver run of one step does not have.
     least = 2 if model.transformer_class == "PixArtTransformer2DModel" and solver.startswith("DPMSolver") else 1
     most = model.scheduler.get("num_train_timesteps", 1000)
-    if steps is not None and not least <= steps <= most:
-        raise ValueError(f"--steps {steps}: {model.name} makes a picture in {least} to {most} steps; use --steps {min(max(steps, least), most)}.")
+    if asked is not None and not least <= asked <= most:
+        kind = model.call.kind
+        raise ValueError(f"--steps {asked}: {model.name} makes a {kind} in {least} to {most} steps; use --steps {min(max(asked, least), most)}.")
 
 
-def _check_guidance(call: Mapping[str, Any], model: Model) -> None:
+def _check_guidance(call: Mapping[str, Any], options: Options, model: Model) -> None:
     scale = guidance(call, model)
     if scale is None:
         return
     if not (math.isfinite(scale) and scale >= 0):
         raise ValueError(f"--guidance {scale:g} is not a strength; use 0 or more (1: no guidance).")
-    if scale <= 1 and call.get("negative_prompt"):
+    # Where there is a true_cfg_scale, guidance_scale is another thing, told to a distilled model.
+    if scale <= 1 and options.negative and "true_cfg_scale" not in model.parameters:
         raise ValueError(f"--negative has no effect with --guidance {scale:g}; use --guidance above 1, or leave --negative out.")
 
 
 def _check_sizes(call: Mapping[str, Any], model: Model) -> None:
-    unit = model.scale * model.patch
+    unit = model.unit or 1
     for side in ("height", "width"):
         pixels = call.get(side)
         if pixels is None:
@@ -81,16 +95,14 @@ def _check_sizes(call: Mapping[str, Any], model: Model) -> None:
         if pixels % unit or not 0 < pixels <= MAX_SIDE:
             raise ValueError(f"--{side} {pixels}: {model.name} makes multiples of {unit} from {unit} to {MAX_SIDE}; use --{side} {nearest}.")
         largest = model.transformer.get("pos_embed_max_size")
-        if largest and pixels > largest * unit:
+        if largest and model.unit and pixels > largest * unit:
             raise ValueError(f"--{side} {pixels}: {model.name} has positions for {largest} patches of {unit}; use --{side} {largest * unit}.")
-    if call.get("num_frames", 1) < 1:
-        raise ValueError(f"--frames {call['num_frames']} makes nothing; use 1 or more.")
 
 
-def size(call: Mapping[str, Any], model: Model) -> tuple[int, int]:
-    """Height and width in pixels."""
-    height, width = model.default_size()
-    return call.get("height", height), call.get("width", width)
+def size(call: Mapping[str, Any], model: Model) -> tuple[int | None, int | None]:
+    """Height and width in pixels; None where the pipeline decides."""
+    height, width = (call.get(side, model.default(side)) for side in ("height", "width"))
+    return height, width
 
 
 def read_prompts(asked: Sequence[str], model: Model) -> tuple[list[str | int], list[str]]:

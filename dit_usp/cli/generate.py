@@ -38,6 +38,13 @@ class Options:
     width: int | None
     frames: int | None
     fps: float | None
+    duration: float | None
+    image: tuple[str, ...]
+    mask: str | None
+    video: str | None
+    control_image: tuple[str, ...]
+    last_image: str | None
+    audio: str | None
     negative: str | None
     dtype: str | None
     device: str | None
@@ -51,7 +58,7 @@ class Options:
 
 @click.command("generate")
 @click.argument("prompt", nargs=-1, metavar="PROMPT")
-@click.option("-o", "--output", metavar="FILE", help="PNG, JPEG or WebP (clips: WebP or GIF), or a folder. Default: named after the prompt.")
+@click.option("-o", "--output", metavar="FILE", help="Its suffix is the format; or a folder. Default: named after the prompt.")
 @click.option("--model", default="emoji-pixart-256", metavar="MODEL", help="A hub id, a local diffusers folder, or a model that comes with dit-usp.")
 @click.option("--nproc", type=int, metavar="N", help="Ranks, laid out by what suits the model. Default: one a GPU, or one.")
 @click.option("--ulysses", type=int, metavar="N", help="Ranks that trade heads for tokens.")
@@ -65,22 +72,36 @@ class Options:
 @click.option("--height", type=int, metavar="N", help="In pixels.")
 @click.option("--width", type=int, metavar="N", help="In pixels.")
 @click.option("--frames", type=int, metavar="N", help="Of a clip.")
-@click.option("--fps", type=float, metavar="N", help="Frames a second of a clip.")
+@click.option("--fps", type=float, metavar="X", help="Frames a second of a clip. Default: the model's.")
+@click.option("--duration", type=float, metavar="X", help="Seconds of a clip or sound.")
+@click.option("--image", multiple=True, metavar="FILE", help="A picture to start from or to change; several where the model takes several.")
+@click.option("--mask", metavar="FILE", help="White where the picture or clip is made anew.")
+@click.option("--video", metavar="FILE", help="A clip to start from: mp4, webm, gif, or a folder of pictures.")
+@click.option("--control-image", multiple=True, metavar="FILE", help="Edges, depth or a pose to follow.")
+@click.option("--last-image", metavar="FILE", help="The picture a clip ends with.")
+@click.option("--audio", metavar="FILE", help="A sound to start from.")
 @click.option("--negative", metavar="TEXT", help="What not to show.")
 @click.option("--dtype", type=click.Choice(DTYPES), help="Default: bfloat16 on GPUs, float32 on the CPU.")
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), help="Default: GPUs where there are any.")
 @click.option("--images", type=int, default=1, metavar="N", help="Pictures of each prompt.")
 @click.option("--prompts", metavar="FILE", help="Prompts from a text file, one a line.")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any other argument of the pipeline's call.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any other argument of the pipeline's call; a file where it takes one.")
 @click.option("--print-plan", is_flag=True, help="Say in three lines which ranks would do what and why; make nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace existing files.")
 @click.option("--debug", is_flag=True, help="Show where an error comes from.")
 def command(**options: Any) -> None:
-    """Make pictures of PROMPT.
+    """Make pictures, clips or sounds of PROMPT.
 
     \b
     dit-usp generate "a red heart" -o heart.png --nproc 2
     dit-usp generate "a castle at night" --model stabilityai/stable-diffusion-3.5-medium --nproc 4
+    dit-usp generate "as an oil painting" --image photo.jpg --model black-forest-labs/FLUX.1-Kontext-dev
+
+    \b
+    pictures   .png .jpg .webp
+    clips      .mp4 .webm (with sound, where the model makes it) .gif .webp
+    sounds     .wav
+    latents    .safetensors (of all models, not decoded; --set latents=FILE starts from them)
     """
     from dit_usp.cli.prepare import prepare
 

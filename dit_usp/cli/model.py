@@ -12,15 +12,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dit_usp.cli.signature import Parameter, read_signature
+from dit_usp.cli import sizes
 from dit_usp.embedded import embedded
 from dit_usp.models import find_plan
 from dit_usp.pipelines.table import NAMES
 from dit_usp.plan import ShardPlan
+from dit_usp.signature import FRAMES, Call, Parameter, read_call
 
 DEFAULT = "emoji-pixart-256"
-# What suits a model that comes with us, by the pipeline's names: half the steps look the same (the figures are in its model card).
-EMBEDDED_CALLS: dict[str, dict[str, Any]] = {DEFAULT: {"num_inference_steps": 10, "guidance_scale": 3.0}}
+# What suits a model that comes with us, by the pipeline's names, and "fps". Half the steps look the same (the figures are in its model card), and the
+# size is the one asked for: PixArt would make the nearest of its table's and stretch it.
+EMBEDDED_CALLS: dict[str, dict[str, Any]] = {DEFAULT: {"num_inference_steps": 10, "guidance_scale": 3.0, "use_resolution_binning": False}}
+
+_TRANSFORMERS = ("transformer", "transformer_2")  # Wan 2.2 may have the second alone
+_OTHERS = {"vae": "config.json", "scheduler": "scheduler_config.json"}
 
 Read = Callable[[str], dict[str, Any]]  # a JSON file of the model by its path in the model's folder
 
@@ -34,14 +39,16 @@ class Model:
         source: what from_pretrained is given: a hub id or a folder.
         folder: where it lies, if it lies here.
         index: model_index.json.
-        transformer, vae, scheduler: the components' configs.
-        calls: the arguments that suit it, where they are not the pipeline's own.
+        part: the transformer's name in it.
+        transformer, vae, scheduler: the components' configs; empty where there is no such component.
+        calls: the arguments that suit it, and "fps", where they are not the pipeline's own.
     """
 
     name: str
     source: str
     folder: Path | None
     index: Mapping[str, Any]
+    part: str
     transformer: Mapping[str, Any]
     vae: Mapping[str, Any]
     scheduler: Mapping[str, Any]
@@ -55,7 +62,7 @@ class Model:
     @property
     def transformer_class(self) -> str:
         """The transformer's class name."""
-        return self.index["transformer"][1]
+        return self.index[self.part][1]
 
     @cached_property
     def plan(self) -> ShardPlan:
@@ -65,40 +72,48 @@ class Model:
             raise ValueError(f"{self.transformer_class} of {self.name} has no shard plan; CONTRIBUTING shows how to add one in ten lines.")
         return plan
 
-    @cached_property
+    @property
+    def call(self) -> Call:
+        """What its pipeline's call takes and gives."""
+        return read_call(self.pipeline)
+
+    @property
     def parameters(self) -> dict[str, Parameter]:
         """What its pipeline's call takes."""
-        return read_signature(self.pipeline)
+        return self.call.parameters
 
     @property
-    def makes_clips(self) -> bool:
-        """Whether its results are videos."""
-        return "num_frames" in self.parameters
+    def fps(self) -> float:
+        """Frames a second of its clips when the user does not say."""
+        return self.calls.get("fps", self.call.fps)
 
     @property
-    def scale(self) -> int:
-        """Pixels a latent, along height and width."""
-        return 2 ** (len(self.vae["block_out_channels"]) - 1)
+    def unit(self) -> int | None:
+        """Height and width are multiples of so many pixels: those of one token. None: not known."""
+        pixels, latents = sizes.pixels_a_latent(self.vae), sizes.latents_a_token(self.transformer, self.vae)
+        return pixels * latents if pixels and latents else None
 
-    @property
-    def patch(self) -> int:
-        """Latents a token, along height and width."""
-        return 2 if self.transformer_class == "FluxTransformer2DModel" else self.transformer.get("patch_size", 1)  # FLUX packs before its model
+    def default(self, side: str) -> int | None:
+        """Height or width in pixels when the user names none; None: not known, or the given picture's."""
+        if isinstance(default := self.parameters[side].default if side in self.parameters else None, int):
+            return default
+        config, pixels = self.transformer, sizes.pixels_a_latent(self.vae)
+        latents = config.get(f"sample_{side}", config.get("sample_size", self.call.sample_size))
+        return latents * pixels if pixels and isinstance(latents, int) else None
 
-    def default_size(self) -> tuple[int, int]:
-        """Height and width in pixels when the user names none."""
-        config = self.transformer
-        sample = config.get("sample_size", 128)  # FLUX's config names none; its pipeline takes 128
-        return config.get("sample_height", sample) * self.scale, config.get("sample_width", sample) * self.scale
+    def default_frames(self) -> int | None:
+        """Frames of a clip when the user names no number."""
+        name = self.call.first(FRAMES)
+        default = self.parameters[name].default if name else None
+        return default or self.transformer.get("sample_frames")
 
-    def tokens(self, height: int, width: int, frames: int | None) -> int:
-        """Image or video tokens of one picture or clip, without text."""
-        plane = (height // self.scale // self.patch) * (width // self.scale // self.patch)
-        if not self.makes_clips:
-            return plane
-        latents = (frames or self.transformer["sample_frames"]) - 1
-        planes = latents // self.vae["temporal_compression_ratio"] + 1
-        return plane * -(-planes // (self.transformer.get("patch_size_t") or 1))
+    def tokens(self, height: int, width: int, frames: int | None) -> int | None:
+        """Image or video tokens of one picture or clip, without text; None: not known."""
+        step = sizes.frames_a_latent(self.vae)
+        if not self.unit or (self.call.kind == "clip" and not (frames and step)) or self.call.kind == "sound":
+            return None
+        planes = (frames - 1) // step + 1 if frames and step else 1
+        return (height // self.unit) * (width // self.unit) * -(-planes // sizes.latent_frames_a_token(self.transformer))
 
 
 def find_model(name: str) -> Model:
@@ -124,32 +139,37 @@ def _is_hub_id(name: str) -> bool:
 
 def _model(name: str, source: str, folder: Path | None, read: Read) -> Model:
     index = read("model_index.json")
-    _check_pipeline(name, index)
+    part = _check_pipeline(name, index)
     if folder is not None:
-        _check_components(name, folder, index)
-    transformer, vae, scheduler = (read(file) for file in ("transformer/config.json", "vae/config.json", "scheduler/scheduler_config.json"))
-    model = Model(name, source, folder, index, transformer, vae, scheduler, EMBEDDED_CALLS.get(name, {}))
-    if "image" in model.parameters:
-        raise ValueError(f"--model {name}: {model.pipeline} starts from a picture, which generate cannot give; call it from Python.")
-    return model
+        _check_components(name, folder, index, part)
+    transformer = read(f"{part}/config.json")
+    vae, scheduler = (read(f"{other}/{file}") if _is_there(index.get(other)) else {} for other, file in _OTHERS.items())
+    return Model(name, source, folder, index, part, transformer, vae, scheduler, EMBEDDED_CALLS.get(name, {}))
 
 
-def _check_pipeline(name: str, index: Mapping[str, Any]) -> None:
-    pipeline = index.get("_class_name")
-    if not isinstance(pipeline, str) or "transformer" not in index:
-        raise ValueError(f"--model {name}: its model_index.json names no pipeline with a transformer.")
-    if pipeline not in NAMES:
+def _is_there(entry: Any) -> bool:
+    """Whether an entry of model_index.json names a component: ["diffusers", "AutoencoderKL"], and not [null, null]."""
+    return isinstance(entry, list) and len(entry) == 2 and all(entry)
+
+
+def _check_pipeline(name: str, index: Mapping[str, Any]) -> str:
+    """The name of the transformer that is sharded."""
+    pipeline, part = index.get("_class_name"), next((part for part in _TRANSFORMERS if _is_there(index.get(part))), None)
+    if isinstance(pipeline, str) and pipeline not in NAMES and "transformer" in index:
         nearest = difflib.get_close_matches(pipeline, NAMES, n=3, cutoff=0.3) or NAMES
         raise ValueError(f"--model {name}: {pipeline} is not supported. The nearest that are: {', '.join(nearest)}.")
+    if not isinstance(pipeline, str) or part is None:
+        raise ValueError(f"--model {name}: its model_index.json names no pipeline with a transformer.")
+    return part
 
 
-def _check_components(name: str, folder: Path, index: Mapping[str, Any]) -> None:
+def _check_components(name: str, folder: Path, index: Mapping[str, Any], part: str) -> None:
     """Every part that model_index.json lists is there, and the transformer with weights: told now, not after a minute of loading."""
-    for part, entry in index.items():
-        if isinstance(entry, list) and len(entry) == 2 and all(entry) and not (folder / part).is_dir():
-            raise ValueError(f"--model {name}: its model_index.json lists {part}, but there is no folder {folder / part}.")
-    if not any((folder / "transformer").glob("diffusion_pytorch_model*.*")):
-        raise ValueError(f"--model {name}: there are no weights in {folder / 'transformer'} (diffusion_pytorch_model.safetensors).")
+    for other, entry in index.items():
+        if _is_there(entry) and not (folder / other).is_dir():
+            raise ValueError(f"--model {name}: its model_index.json lists {other}, but there is no folder {folder / other}.")
+    if not any((folder / part).glob("diffusion_pytorch_model*.*")):
+        raise ValueError(f"--model {name}: there are no weights in {folder / part} (diffusion_pytorch_model.safetensors).")
 
 
 def _read_local(folder: Path, file: str) -> dict[str, Any]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dit_usp import __version__, launch
+from dit_usp import launch
 from dit_usp.cli import call, layout, outputs
+from dit_usp.cli.clips import read_timing
 from dit_usp.cli.console import talks
+from dit_usp.cli.inputs import Inputs, read_inputs
 from dit_usp.cli.model import Model, find_model
+from dit_usp.engine import versions
+from dit_usp.media import TENSORS, Clip
 from dit_usp.request import MAX_SEED, Picture, Request
-from dit_usp.saving import DEFAULT_FPS
+from dit_usp.signature import FRAMES, PROMPTS, RATES
 
 if TYPE_CHECKING:
     from dit_usp.cli.generate import Options
@@ -27,7 +30,7 @@ class Prepared:
     """A request, and what the user is told about it.
 
     Attributes:
-        notes: what became of the prompts.
+        notes: what became of the prompts, and what was rounded.
         plan: the three lines of --print-plan.
     """
 
@@ -42,28 +45,67 @@ def prepare(options: Options) -> Prepared:
     Raises:
         ValueError: one that cannot be carried out; says the nearest that can.
     """
+    _check_text(options)
     asked = _read_prompts(options)
     if options.images < 1:
         raise ValueError(f"--images {options.images} makes nothing; use 1 or more.")
     model = find_model(options.model)
+    asked = _for_pipeline(asked, model)
     device = _device(options.device)
     dtype = _dtype(options.dtype, device, model)
-    arguments = call.arguments(options, model)
+    inputs = read_inputs(options, model)
+    timing = read_timing(options, model, inputs)
+    arguments = call.arguments(options, model, inputs, timing.call)
     guidance = call.guidance(arguments, model)
     prompts, notes = call.read_prompts(asked, model)
-    config, reasons = layout.choose(options, model, device, guidance, len(asked) * options.images)
+    config, reasons = layout.choose(options, model, device, guidance, len(asked) * options.images, bool(inputs.call))
+    pictures = _pictures(options, model, asked, prompts, _frames(arguments, model))
     request = Request(
         model=model.source,
-        pictures=_pictures(options, model, asked, prompts),
-        call=arguments,
+        pictures=pictures,
+        call=arguments | _output_type(pictures[0].path, model),
         told=_told(model, arguments, guidance, device, dtype),
         config=config,
         dtype=dtype,
         device=device,
         overwrite=options.overwrite,
-        fps=_fps(options, model),
+        fps=timing.fps if model.call.kind == "clip" else None,
     )
-    return Prepared(request, tuple(notes), _plan(model, request, reasons))
+    for picture in pictures:
+        request.target(picture)  # has room for what it says
+    return Prepared(request, (*notes, *timing.notes, *_without_sound(pictures[0].path, model)), _plan(model, request, reasons, inputs))
+
+
+def _check_text(options: Options) -> None:
+    """What is not UTF-8 comes as lone surrogates from the command line, and no tokenizer takes it."""
+    words = [("PROMPT", options.prompt), ("--negative", [options.negative or ""]), ("--set", options.settings)]
+    for name, texts in words:
+        if any(0xD800 <= ord(letter) < 0xE000 for text in texts for letter in text):
+            raise ValueError(f"{name} is not UTF-8 text.")
+
+
+def _for_pipeline(asked: list[str], model: Model) -> list[str]:
+    """The prompts, or one that is empty for a pipeline that takes none."""
+    if model.call.first(PROMPTS):
+        if not asked:
+            raise ValueError('there is no prompt; say what to draw: dit-usp generate "a red heart".')
+        return asked
+    if asked:
+        raise ValueError(f"{model.pipeline} takes no prompt; leave it out.")
+    return [""]
+
+
+def _output_type(path: str, model: Model) -> dict[str, str]:
+    """Latents for a file of tensors; pictures from a pipeline that gives latents by itself."""
+    if Path(path).suffix.lower() == TENSORS:
+        return {"output_type": "latent"}
+    return {"output_type": "pil"} if model.parameters["output_type"].default == "latent" else {}
+
+
+def _without_sound(path: str, model: Model) -> tuple[str, ...]:
+    suffix = Path(path).suffix.lower()
+    silent = model.call.has_track and suffix in (".gif", ".webp")
+    return (f"{suffix} holds no sound; use .mp4 to keep it",) if silent else ()
 
 
 def _read_prompts(options: Options) -> list[str]:
@@ -71,7 +113,7 @@ def _read_prompts(options: Options) -> list[str]:
         raise ValueError(f'put the prompt in quotes: dit-usp generate "{" ".join(options.prompt)}".')
     if options.prompts is None:
         if not options.prompt:
-            raise ValueError('there is no prompt; say what to draw: dit-usp generate "a red heart".')
+            return []
         prompts, source = list(options.prompt), "the prompt"
     elif options.prompt:
         raise ValueError("PROMPT and --prompts are both given; use one of them.")
@@ -108,17 +150,13 @@ def _dtype(dtype: str | None, device: str, model: Model) -> str:
     return dtype or ("bfloat16" if device == "cuda" and not model.calls else "float32")
 
 
-def _fps(options: Options, model: Model) -> float:
-    if options.fps is None:
-        return DEFAULT_FPS
-    if not model.makes_clips:
-        raise ValueError(f"--fps {options.fps:g}: {model.pipeline} makes pictures, not clips; leave it out.")
-    if not 1 <= options.fps <= 50:  # GIF and WebP viewers slow shorter pictures than 20 ms down
-        raise ValueError(f"--fps {options.fps:g} is out of range; use 1 to 50.")
-    return options.fps
+def _frames(arguments: Mapping[str, Any], model: Model) -> int | None:
+    """Of the clip that will be made, as far as is known."""
+    name = model.call.first(FRAMES)
+    return arguments.get(name, model.default_frames()) if name else None
 
 
-def _pictures(options: Options, model: Model, asked: list[str], prompts: list[str | int]) -> tuple[Picture, ...]:
+def _pictures(options: Options, model: Model, asked: list[str], prompts: list[str | int], frames: int | None) -> tuple[Picture, ...]:
     """Every picture with a seed fixed by its index, so that any of them can be made again alone."""
     seed = options.seed if options.seed is not None else secrets.randbelow(_RANDOM_SEEDS)
     total = len(asked) * options.images
@@ -126,12 +164,18 @@ def _pictures(options: Options, model: Model, asked: list[str], prompts: list[st
         raise ValueError(f"--seed {seed} is out of range; use 0 to {MAX_SEED - total}.")
     # Under a launcher the first rank alone writes, maybe on another machine than this one.
     paths = (
-        outputs.name_files(options.output, asked, options.images, model.makes_clips, options.overwrite) if talks() else list(map(str, range(total)))
+        outputs.name_files(options.output, asked, options.images, model.call, frames, options.overwrite) if talks() else _unwritten(options, total)
     )
     return tuple(
         Picture(prompts[index // options.images], seed + index, path, _if_changed(asked[index // options.images], prompts[index // options.images]))
         for index, path in enumerate(paths)
     )
+
+
+def _unwritten(options: Options, total: int) -> list[str]:
+    """Names by which the ranks that write nothing know what kind of file is written."""
+    suffix = Path(options.output or "").suffix
+    return [f"{index}{suffix}" for index in range(total)]
 
 
 def _if_changed(asked: str, prompt: str | int) -> str:
@@ -141,23 +185,37 @@ def _if_changed(asked: str, prompt: str | int) -> str:
 def _told(model: Model, arguments: Mapping[str, Any], guidance: float | None, device: str, dtype: str) -> dict[str, Any]:
     """What every file says, beside its own prompt, seed and size."""
     named = {"num_inference_steps": "steps", "guidance_scale": "guidance", "negative_prompt": "negative"}
-    steps = arguments.get("num_inference_steps", model.parameters["num_inference_steps"].default)
-    told = {"model": model.name, "pipeline": model.pipeline, "steps": steps} | ({} if guidance is None else {"guidance": guidance})
-    told |= {named.get(name, name): value for name, value in arguments.items() if name not in ("height", "width", "num_frames")}
-    versions = {"dit-usp": __version__, **{package: version(package) for package in ("diffusers", "transformers", "torch")}}
-    return told | {"device": device, "dtype": dtype, "versions": versions}
+    told: dict[str, Any] = {"model": model.name, "pipeline": model.pipeline}
+    told |= {name: value for name, value in (("steps", call.steps(arguments, model)), ("guidance", guidance)) if value is not None}
+    elsewhere = ("height", "width", *FRAMES, *RATES)  # what came of them is in the file
+    told |= {named.get(name, name): _path(value) for name, value in arguments.items() if name not in elsewhere}
+    return told | {"device": device, "dtype": dtype, "versions": versions()}
 
 
-def _plan(model: Model, request: Request, reasons: list[str]) -> tuple[str, ...]:
+def _path(value: Any) -> Any:
+    return value.path if isinstance(value, Clip) else value
+
+
+def _plan(model: Model, request: Request, reasons: list[str], inputs: Inputs) -> tuple[str, ...]:
     config = request.config
-    height, width = call.size(request.call, model)
-    tokens = model.tokens(height, width, request.call.get("num_frames"))
-    each = f", {-(-tokens // config.sequence_degree)} a rank" if config.sequence_degree > 1 else ""
-    what = "clip" if model.makes_clips else "picture"
-    count = f"{len(request.pictures)} {what}{'s' if len(request.pictures) > 1 else ''}"
     ring = f", keys by {config.ring_method}" if config.ring_degree > 1 else ""
     return (
         f"layout: {config} = {config.world_size} rank{'s' if config.world_size > 1 else ''} ({request.device}, {request.dtype}{ring})",
         f"why: {' '.join(reasons)}",
-        f"work: {count} of {width} x {height} by {model.pipeline} of {model.name}, {request.told['steps']} steps, {tokens} tokens{each}",
+        f"work: {', '.join(_work(model, request, inputs))}",
     )
+
+
+def _work(model: Model, request: Request, inputs: Inputs) -> Iterator[str]:
+    """What is made, and what is known of it: "2 pictures of 256 x 256 by ...", "10 steps", "256 tokens", "128 a rank"."""
+    count, (height, width) = len(request.pictures), call.size(request.call, model)
+    known = height and width and not (inputs.pictured and "height" not in request.call)  # else many take the given picture's
+    what = f"{count} {model.call.kind}{'s' if count > 1 else ''}{f' of {width} x {height}' if known and model.call.kind != 'sound' else ''}"
+    yield f"{what} by {model.pipeline} of {model.name}"
+    if steps := request.told.get("steps"):
+        yield f"{steps} steps"
+    tokens = model.tokens(height, width, _frames(request.call, model)) if known and height and width else None
+    if tokens:
+        yield f"{tokens} tokens"
+        if request.config.sequence_degree > 1:
+            yield f"{-(-tokens // request.config.sequence_degree)} a rank"

@@ -35,7 +35,7 @@ def act(stage, wish):
         time.sleep(wish[1])
 
 
-class Pipe:
+class PixArtAlphaPipeline:
     def __init__(self, parallel, on_stage, on_step):
         self.mesh = SimpleNamespace(is_first=RANK == 0, config=parallel or ParallelConfig(int(os.environ["WORLD_SIZE"])))
         self.on_stage, self.on_step = on_stage, on_step
@@ -67,7 +67,7 @@ def picture(prompt):
 
 def auto_pipeline(model, parallel, on_stage, on_step, wish=None, **options):
     act("load", wish)
-    return Pipe(parallel, on_stage, on_step)
+    return PixArtAlphaPipeline(parallel, on_stage, on_step)
 
 
 def stand_in(name, **members):
