@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import is_dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -44,7 +45,7 @@ def change(value: Any, path: Sequence[int | str], function: Callable[[Any], Any]
         return value if path else function(value)
     if isinstance(value, dict):
         items = {key: change(item, path[1:], function, kind) if not path or key == path[0] else item for key, item in value.items()}
-        return type(value)(**items) if hasattr(value, "to_tuple") else type(value)(items)  # a ModelOutput is a dict built by keywords
+        return replace(value, **items) if is_dataclass(value) else type(value)(items)  # a ModelOutput is both; its fields that are None are no keys
     if isinstance(value, (list, tuple)):
         return type(value)(change(item, path[1:], function, kind) if not path or i == path[0] else item for i, item in enumerate(value))
     return value
