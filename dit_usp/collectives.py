@@ -2,19 +2,21 @@
 
 There is one primitive, an all-to-all with split sizes on a flat buffer: Ulysses is one each way, a ring pass is one with a single
 non-zero split, an uneven gather is one of the repeated local piece. It runs eagerly and compiled, forward and backward, on gloo and
-NCCL (where it is a group of sends and receives that skips the empty ones), and does not block until it is waited for.
+NCCL (where it is a group of sends and receives that skips the empty ones), and does not block until it is waited for. Compiled and
+for gradients it is torch's functional operator; eagerly the plain one, which costs the CPU a tenth of that.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before torch 2.13
 # What gloo and NCCL both carry. Other types travel as their bytes.
 _WIRE_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int32, torch.int64, torch.uint8, torch.int8)
 
@@ -65,21 +67,41 @@ def exchange(flat: Tensor, send_sizes: Sequence[int], receive_sizes: Sequence[in
     return _carried(flat, all_to_all)
 
 
-def post(flat: Tensor, send_sizes: Sequence[int], receive_sizes: Sequence[int], group: dist.ProcessGroup) -> Tensor:
-    """Begin an exchange of a floating `flat`; the result may be read after `wait`. Differentiable."""
+class Pending(NamedTuple):
+    """What `post` has begun: the tensor that will be there, and eagerly its work."""
+
+    tensor: Tensor
+    work: Any = None
+
+
+def post(flat: Tensor, send_sizes: Sequence[int], receive_sizes: Sequence[int], group: dist.ProcessGroup) -> Pending:
+    """Begin an exchange of a floating `flat`; the result is had by `wait`. Differentiable."""
     if _wants_grad(flat):
-        return _AllToAll.apply(flat, tuple(send_sizes), tuple(receive_sizes), group.group_name)
-    return _all_to_all(flat, send_sizes, receive_sizes, group.group_name)
+        return Pending(_AllToAll.apply(flat, tuple(send_sizes), tuple(receive_sizes), group.group_name))
+    if torch.compiler.is_compiling():
+        return Pending(_all_to_all(flat, send_sizes, receive_sizes, group.group_name))
+    arriving = flat.new_empty(sum(receive_sizes))
+    equal = len({*send_sizes, *receive_sizes}) == 1
+    receive, send = (None, None) if equal else (list(receive_sizes), list(send_sizes))
+    return Pending(arriving, dist.all_to_all_single(arriving, flat, receive, send, group=group, async_op=True))
 
 
-def wait(pending: Tensor) -> Tensor:
+def wait(pending: Pending) -> Tensor:
     """The result of `post`, arrived. Blocks the CPU on gloo, the current stream on NCCL."""
-    return _Wait.apply(pending) if _wants_grad(pending) else torch.ops._c10d_functional.wait_tensor(pending)
+    tensor, work = pending
+    if work is not None:
+        work.wait()
+        return tensor
+    return _Wait.apply(tensor) if _wants_grad(tensor) else torch.ops._c10d_functional.wait_tensor(tensor)
 
 
 def total(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
     """The sum of every rank's `tensor`, on every rank. One collective."""
-    return wait(torch.ops._c10d_functional.all_reduce(tensor.contiguous(), "sum", group.group_name))
+    if torch.compiler.is_compiling():
+        return wait(Pending(torch.ops._c10d_functional.all_reduce(tensor.contiguous(), "sum", group.group_name)))
+    summed = tensor.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(summed, group=group)
+    return summed
 
 
 def exchange_lengths(length: int, group: dist.ProcessGroup) -> tuple[int, ...]:
@@ -166,7 +188,11 @@ def _device(group: dist.ProcessGroup) -> torch.device:
 
 
 def _all_gather(flat: Tensor, group: dist.ProcessGroup) -> Tensor:
-    return wait(torch.ops._c10d_functional.all_gather_into_tensor(flat, group.size(), group.group_name))
+    if torch.compiler.is_compiling():
+        return wait(Pending(torch.ops._c10d_functional.all_gather_into_tensor(flat, group.size(), group.group_name)))
+    gathered = flat.new_empty(group.size() * flat.numel())
+    _gather_into(gathered, flat, group=group)
+    return gathered
 
 
 def _all_to_all(flat: Tensor, send_sizes: Sequence[int], receive_sizes: Sequence[int], group_name: str) -> Tensor:

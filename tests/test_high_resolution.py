@@ -7,6 +7,7 @@ what the ranks do can be put side by side.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,11 +16,13 @@ from real import CASES, Real
 from test_parity import error, forward
 from tiny.large import LARGE, TOO_LARGE
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from traffic import Traffic
 
-import dit_usp.attention
+import dit_usp.attention.ring
 import dit_usp.sharding
+from dit_usp import collectives
+from dit_usp.collectives import Pending
 from dit_usp.config import ParallelConfig
 from dit_usp.inject import parallelize, unparallelize
 from dit_usp.mesh import Mesh, init_mesh
@@ -62,16 +65,25 @@ class Dry:
     table: list[Tensor] = field(default_factory=list)
 
 
-class Watch(Traffic):
-    """Traffic; and in the blocks no tensor of all tokens, but for the attention's own."""
+class Watch(TorchDispatchMode):
+    """In the blocks there is no tensor of all tokens, but for the attention's own; and what collectives send."""
 
-    def __init__(self, mesh: Mesh, tokens: int) -> None:
-        super().__init__(mesh)
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
         self.tokens = tokens
         self.local = False
+        self.sent = 0
+
+    def post(self, flat: Tensor, send_sizes: list[int], receive_sizes: list[int], group: Any) -> Pending:
+        self.sent += (sum(send_sizes) - send_sizes[group.rank()]) * flat.itemsize
+        return Pending(flat.new_empty(sum(receive_sizes)), SimpleNamespace(wait=lambda: None))
+
+    def all_gather(self, flat: Tensor, group: Any) -> Tensor:
+        self.sent += flat.numel() * flat.itemsize * (group.size() - 1)
+        return flat.new_empty(flat.numel() * group.size())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = super().__torch_dispatch__(func, types, args, kwargs)
+        out = func(*args, **(kwargs or {}))
         if self.local:
             for tensor in tree_leaves(out):
                 # linear layers look at their rows as a matrix; a mask or a row of channels is small
@@ -106,7 +118,7 @@ def onto_meta(value: Any) -> Any:
 
 def dry_run(case: Real, model: nn.Module, inputs: dict[str, Any], mesh: Mesh, patch: pytest.MonkeyPatch) -> Dry:
     """One rank's forward."""
-    dry, watch, ranks = Dry(), Watch(mesh, case.image), mesh.sequence.size()
+    dry, watch, ranks = Dry(), Watch(case.image), mesh.sequence.size()
     calls = expected_lengths(case, ranks)
 
     def attend(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -124,6 +136,9 @@ def dry_run(case: Real, model: nn.Module, inputs: dict[str, Any], mesh: Mesh, pa
     def agree(streams: StreamState, what: str, place: object, own: int, expected: tuple[int, ...]) -> None:
         assert own == expected[mesh.sequence.rank()], (what, place)
 
+    for module in (collectives, dit_usp.attention.ring):
+        patch.setattr(module, "post", watch.post)
+    patch.setattr(collectives, "_all_gather", watch.all_gather)
     patch.setattr(dit_usp.sharding, "attend", attend)
     patch.setattr(StreamState, "learn", learn)
     patch.setattr(StreamState, "agree", agree)

@@ -17,7 +17,7 @@ def traffic_of(ulysses, ring, method, heads, kv_heads, lengths, dtype, causal=Fa
     mesh = init_mesh(ParallelConfig(ulysses, ring, ring_method=method), "cpu")
     length = lengths[mesh.sequence.rank()]
     q, k, v = (torch.randn(BATCH, count, length, SIZE).to(dtype) for count in (heads, kv_heads, kv_heads))
-    with Traffic(mesh) as traffic, torch.no_grad():
+    with Traffic() as traffic, torch.no_grad():
         usp_attention(q, k, v, mesh=mesh, enable_gqa=heads != kv_heads, lengths=lengths, is_causal=causal)
     return traffic.collectives, traffic.sent
 
@@ -58,12 +58,12 @@ def test_equal_gather_is_an_all_gather(ranks):
 def collectives_with_prepared_mask():
     mesh = init_mesh(ParallelConfig(2, 1), "cpu")
     q, k, v = (torch.randn(1, 3, 4, 16) for _ in range(3))
-    with Traffic(mesh) as preparing:
+    with Traffic() as preparing:
         mask = prepare_mask(torch.ones(1, 4, 3, 6, dtype=torch.bool), mesh, heads=4, lengths=(3, 3))
-    with Traffic(mesh) as attending:
-        attend(q, k, v, mesh, attn_mask=mask)
-    with Traffic(mesh) as key_mask:
-        attend(q, k, v, mesh, attn_mask=torch.ones(1, 1, 1, 6, dtype=torch.bool))
+    with Traffic() as attending:
+        attend(q, k, v, mesh, attn_mask=mask, lengths=(3, 3))
+    with Traffic() as key_mask:
+        attend(q, k, v, mesh, attn_mask=torch.ones(1, 1, 1, 6, dtype=torch.bool), lengths=(3, 3))
     return len(preparing.collectives), len(attending.collectives), len(key_mask.collectives)
 
 
