@@ -6,6 +6,7 @@ Dimensions: B batch, L this rank's queries, N its Ulysses group's, S all keys, H
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from dit_usp.attention.kernels import nothing, run
 from dit_usp.attention.masks import PreparedMask, prepare_mask
 from dit_usp.attention.merge import merge
 from dit_usp.attention.ulysses import HeadSplit, heads_to_sequence, sequence_to_heads, split_heads
+from dit_usp.collectives import exchange_lengths
 from dit_usp.errors import UnsupportedError
 from dit_usp.mesh import Mesh
 
@@ -59,13 +61,14 @@ def usp_attention(
             or, with one row, (B, H, 1, L_kv), this rank's keys. A query without a key gives 0.
         is_causal: query i of the whole sequence sees its keys j <= i.
         enable_gqa: allow fewer key/value heads G, a divisor of H.
-        lengths: tokens on each rank of mesh.sequence, in rank order, the same on every rank; None: all equal to this rank's.
+        lengths: tokens on each rank of mesh.sequence, in rank order, the same on every rank; None: all equal to this rank's, which the ranks ask
+            one another at their first call of each length (not under torch.compile).
         kv_lengths: the same of the keys; None: `lengths` if given, else all equal to this rank's.
         backend: a kernel of `available(device)`, or "auto".
 
     Raises:
         UnsupportedError: fewer heads than ulysses_degree; a kernel that cannot take the call.
-        ValueError: shapes, lengths or names that do not fit. All before the first collective.
+        ValueError: shapes, lengths or names that do not fit. All before the first exchange of tokens.
     """
     out = attend(
         query.transpose(1, 2),
@@ -107,10 +110,12 @@ def attend(
             broadcastable to (B, H, L, T). With a prepared attn_mask, shared's mask is already in it.
         local: the kernel to use, (q, k, v, attn_mask, is_causal, scale, enable_gqa) -> out (B, N, h, D). It gives no LSE: not for rotate.
     """
+    unsaid = _unsaid(q_BLHD.shape[1], k_BLGD.shape[1], lengths, kv_lengths)
     lengths, kv_lengths = _lengths(mesh, q_BLHD.shape[1], k_BLGD.shape[1], lengths, kv_lengths)
     _check(q_BLHD, k_BLGD, v_BLGD, mesh, attn_mask, is_causal, enable_gqa, shared)
     masked = attn_mask is not None or (shared is not None and shared[2] is not None)
     name = _kernel(q_BLHD, k_BLGD, v_BLGD, mesh, masked, is_causal, lengths, kv_lengths, local, backend)
+    _check_equal(mesh, unsaid)
     heads = split_heads(q_BLHD.shape[2], k_BLGD.shape[2], mesh.ulysses.size())
     mask = (
         attn_mask
@@ -127,6 +132,28 @@ def attend(
     else:
         out = _attend_once(q, k, v, mesh, name, local, mask, is_causal, scale, lengths, kv_lengths, own_shared)
     return sequence_to_heads(out.to(q.dtype), mesh.ulysses, heads.query, _own(lengths, mesh))
+
+
+def _unsaid(queries: int, keys: int, lengths: Sequence[int] | None, kv_lengths: Sequence[int] | None) -> dict[str, int]:
+    """The arguments that leave the other ranks' lengths to be this rank's, and what that is."""
+    if lengths is not None:
+        return {}
+    return {"lengths": queries} if kv_lengths is not None else {"lengths": queries, "kv_lengths": keys}
+
+
+_EQUAL: WeakKeyDictionary[Mesh, set[tuple[str, int]]] = WeakKeyDictionary()  # what the ranks of a mesh have found to be the same on all
+
+
+def _check_equal(mesh: Mesh, unsaid: dict[str, int]) -> None:
+    """Refuse, alike on every rank, lengths that differ where the caller said nothing. Asked once for each, never under torch.compile."""
+    if mesh.sequence.size() == 1 or torch.compiler.is_compiling():
+        return
+    known = _EQUAL.setdefault(mesh, set())
+    for name, own in unsaid.items():
+        if (name, own) not in known:
+            if len(set(held := exchange_lengths(own, mesh.sequence))) > 1:
+                raise ValueError(f"the ranks hold {', '.join(map(str, held))} tokens; pass {name}={held}, the same on every rank.")
+            known.add((name, own))
 
 
 def _lengths(
@@ -259,6 +286,8 @@ def _rotate(
         return out, lse
 
     ring_lengths, ring_kv_lengths = _ring_lengths(lengths, mesh), _ring_lengths(kv_lengths, mesh)
+    if mask and mask.blind is not None:
+        q = torch.where(mask.blind.transpose(1, 2), 0, q)
     if not is_causal:
         return ring.rotate(q, k, v, kernel, mesh.ring, ring_kv_lengths, mask.mask if mask else None, shared)
     if lengths == kv_lengths:

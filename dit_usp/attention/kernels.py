@@ -180,6 +180,8 @@ def _bias(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
         return None
     if mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -torch.inf)
+    elif mask.dtype != q.dtype:  # a narrower type would make -inf of a finite value, and a row without keys of a row of those
+        mask = torch.where(mask == -torch.inf, mask, mask.clamp(torch.finfo(q.dtype).min))
     return mask.to(q.dtype).expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
 
 

@@ -28,10 +28,13 @@ class PreparedMask:
 
     Attributes:
         mask: (B or 1, h or 1, N or 1, T + S): this rank's heads, the queries of its Ulysses group; T shared keys, then all S keys in rank order.
+            For blocks that are merged, moved towards zero (`near_zero`).
+        blind: its rows that hide all scores, if it is additive and for blocks that are merged.
         opened, has_key: the mask for one kernel over all keys, and its rows that have one (`kernels.open_empty_rows`).
     """
 
     mask: Tensor
+    blind: Tensor | None
     opened: Tensor
     has_key: Tensor
 
@@ -71,7 +74,25 @@ def prepare_mask(
         mask = _join(shared_mask if shared_mask is None else _four_dims(shared_mask), shared_length, mask, sum(kv_lengths))
     assert mask is not None
     mask = _all_rows(mask, mesh, split_heads(heads, kv_heads or heads, mesh.ulysses.size()), lengths)
-    return PreparedMask(mask, *open_empty_rows(mask))
+    opened, has_key = open_empty_rows(mask)
+    if mesh.ring.size() == 1 or mask.dtype == torch.bool:
+        return PreparedMask(mask, None, opened, has_key)
+    return PreparedMask(*near_zero(mask), opened, has_key)
+
+
+# fp32's step is 4e-6 above the first, so that an LSE of that size still tells the blocks of a ring apart to 1e-5; it is 8 above the second.
+FAR, HIDING = 64.0, 1e8
+
+
+def near_zero(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """An additive mask whose rows that are far from zero everywhere (-1e9, finfo.min) are moved up or down to end at zero: softmax is the same.
+
+    Also its rows that are so far from zero that fp32 loses every score in the sum: (B, H, S, 1). scaled_dot_product_attention then gives the mean of
+    the values; so does a query of zeros on the moved row.
+    """
+    top = mask.detach().float().amax(dim=3, keepdim=True)
+    far = torch.where((top.abs() > FAR) & top.isfinite(), top, 0)
+    return (mask - far).to(mask.dtype), far.abs() > HIDING
 
 
 def _four_dims(mask: Tensor) -> Tensor:

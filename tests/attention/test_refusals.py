@@ -13,7 +13,7 @@ def refusal(config, shapes, options):
     query, key, value = (torch.randn(shape) for shape in shapes)
     if "mask" in options:
         options["attn_mask"] = torch.ones(options.pop("mask"), dtype=torch.bool)
-    with Traffic(mesh) as traffic:
+    with Traffic() as traffic:
         try:
             usp_attention(query, key, value, mesh=mesh, **options)
         except ValueError as error:
@@ -22,6 +22,7 @@ def refusal(config, shapes, options):
 
 
 SAME = [(1, 4, 3, 16)] * 3
+EQUAL = {"lengths": (3, 3)}  # said, so that nobody asks
 U2, R2 = ParallelConfig(2), ParallelConfig(1, 2)
 REFUSALS = [
     (
@@ -60,15 +61,15 @@ REFUSALS = [
     ),
     (U2, SAME, {"backend": "cuddn"}, "ValueError", "backend='cuddn' is unknown. Nearest: cudnn"),
     (R2, SAME, {"backend": "sdpa"}, "UnsupportedError", "backend='sdpa' gives no LSE. These take the call: cpu, math."),
-    (R2, SAME, {"mask": (1, 1, 2, 6)}, "ValueError", "attn_mask has 2 rows; this rank has 3 queries: pass 1 row or 3."),
+    (R2, SAME, EQUAL | {"mask": (1, 1, 2, 6)}, "ValueError", "attn_mask has 2 rows; this rank has 3 queries: pass 1 row or 3."),
     (
         R2,
         SAME,
-        {"mask": (1, 1, 1, 5)},
+        EQUAL | {"mask": (1, 1, 1, 5)},
         "ValueError",
         "attn_mask has 1 rows and 5 columns; pass a column for each of the 6 keys, or one row for this rank's 3.",
     ),
-    (R2, SAME, {"mask": (1, 1, 3, 3)}, "ValueError", "attn_mask has 3 rows and 3 columns"),
+    (R2, SAME, EQUAL | {"mask": (1, 1, 3, 3)}, "ValueError", "attn_mask has 3 rows and 3 columns"),
     (R2, SAME, {"mask": (1, 3, 1, 6)}, "ValueError", "attn_mask (1, 3, 1, 6) does not broadcast to batch 1 and 4 heads."),
     (R2, SAME, {"mask": (2, 1, 1, 6)}, "ValueError", "attn_mask (2, 1, 1, 6) does not broadcast to batch 1 and 4 heads."),
 ]
@@ -82,6 +83,27 @@ def test_refused_alike_on_every_rank_before_any_collective(ranks, config, shapes
         assert message in result[1]
         assert "\n" not in result[1]
         assert result[2] == []
+
+
+def unsaid(config):
+    """What is said about lengths that differ, and the collectives of two calls with equal ones: the ranks ask at the first."""
+    mesh = init_mesh(config, "cpu")
+    messages, counts = [], []
+    for queries, keys in ((3 + mesh.sequence.rank(), 4), (4, 3 + mesh.sequence.rank())):
+        with pytest.raises(ValueError, match="tokens; pass") as refusal:
+            usp_attention(torch.randn(1, 4, queries, 16), *torch.randn(2, 1, 4, keys, 16), mesh=mesh)
+        messages.append(str(refusal.value))
+    for _ in range(2):
+        with Traffic() as traffic:
+            usp_attention(*torch.randn(3, 1, 4, 5, 16), mesh=mesh)
+        counts.append(len(traffic.collectives))
+    return messages, counts[0] - counts[1]
+
+
+@pytest.mark.parametrize("config", [U2, R2, ParallelConfig(1, 2, ring_method="gather")], ids=str)
+def test_lengths_that_differ_and_are_not_said_are_refused_alike(ranks, config):
+    expected = [f"the ranks hold 3, 4 tokens; pass {name}=(3, 4), the same on every rank." for name in ("lengths", "kv_lengths")]
+    assert ranks(2, unsaid, config) == [(expected, 2)] * 2
 
 
 def more_refusals():
