@@ -31,7 +31,7 @@ def parallelize(transformer: M, mesh: Mesh, *, plan: ShardPlan | None = None) ->
     """Shard a diffusers transformer's forward over the mesh, in place: full inputs on every rank give the full output on every rank.
 
     Args:
-        transformer: a model with a shard plan; its weights are whole on every rank.
+        transformer: a model with a shard plan, or a wrapper of several such as FluxMultiControlNetModel; its weights are whole on every rank.
         mesh: from `init_mesh`. cfg_degree=2 halves the batch at the transformer's boundary.
         plan: how to shard it; None: what dit_usp.models knows of its class.
 
@@ -45,6 +45,9 @@ def parallelize(transformer: M, mesh: Mesh, *, plan: ShardPlan | None = None) ->
         raise ValueError(f"this {type(transformer).__name__} is parallelized already; call unparallelize first.")
     if getattr(transformer, "_parallel_config", None) is not None:
         raise UnsupportedError(f"this {type(transformer).__name__} runs diffusers' own enable_parallelism; load it without.")
+    if plan is None and (nets := nets_of(transformer)):
+        _parallelize_all(nets, mesh)
+        return transformer
     injection = Injection(transformer, plan or plan_of(transformer), mesh)
     try:
         injection.install()
@@ -61,11 +64,32 @@ def unparallelize(transformer: M) -> M:
     Raises:
         ValueError: it is not parallelized.
     """
-    if not hasattr(transformer, _MARK):
-        raise ValueError(f"this {type(transformer).__name__} is not parallelized.")
-    getattr(transformer, _MARK).remove()
-    delattr(transformer, _MARK)
+    nets = [] if hasattr(transformer, _MARK) else nets_of(transformer)
+    for net in nets or [transformer]:
+        if not hasattr(net, _MARK):
+            raise ValueError(f"this {type(net).__name__} is not parallelized.")
+        getattr(net, _MARK).remove()
+        delattr(net, _MARK)
     return transformer
+
+
+def nets_of(model: nn.Module) -> list[nn.Module]:
+    """What a wrapper without a plan of its own holds as its `nets`, each once; nothing for any other model."""
+    if any(find_plan(cls.__name__) for cls in type(model).__mro__):
+        return []
+    nets = getattr(model, "nets", None)
+    return list(dict.fromkeys(nets)) if isinstance(nets, nn.ModuleList) else []
+
+
+def _parallelize_all(models: list[nn.Module], mesh: Mesh) -> None:
+    """All of them or, if one is refused, none."""
+    for index, model in enumerate(models):
+        try:
+            parallelize(model, mesh)
+        except Exception:
+            for done in models[:index]:
+                unparallelize(done)
+            raise
 
 
 def plan_of(transformer: nn.Module) -> ShardPlan:
@@ -91,20 +115,21 @@ class Injection:
         self.transformer, self.plan, self.mesh = transformer, plan, mesh
         self.sharding = Sharding(plan, mesh)
         self.unit_kinds = dict(plan.units)
+        self.names = argument_names(transformer)
         self.streams = self.sharding.streams
         self.undo: list[Callable[[], Any]] = []
         self.twins: dict[tuple[int, type], type] = {}
-        self.attentions: list[tuple[Exchange, nn.Module]] = []
+        self.attentions: list[tuple[Exchange | Reduce, nn.Module]] = []
         self.processors: list[Any] = []  # ours, one for each of the attentions
         self.gathered: set[int] = set()  # the Gather words that acted in the forward under way
         self.cuts: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # of tensors that every block is handed: cut once a forward
         self.counts = self._counts()
-        self.batch: int | None = None  # of the forward under way, before it was halved
+        self.rows: int | None = None  # batch of the forward under way, where its first argument is a tensor that has one
+        self.batch: int | None = None  # the same before it was halved; None: it was not
         self.samples: list[torch.Size] = []  # the sizes of its samples, where they come as a list
 
     def install(self) -> None:
         """Put everything on. What a config forbids is refused before the first hook."""
-        names = argument_names(self.transformer)
         if self.mesh.cfg.size() > 1:
             self._check_guidance()
         if self.mesh.sequence.size() > 1:
@@ -112,7 +137,7 @@ class Injection:
             for word in self.plan.words:
                 self._attach(word)
         if self.mesh.cfg.size() > 1 or self.mesh.sequence.size() > 1:
-            before = lambda _, args, kwargs: ((), self._enter(by_name(names, args, kwargs)))  # noqa: E731
+            before = lambda _, args, kwargs: ((), self._enter(by_name(self.names, args, kwargs)))  # noqa: E731
             self._hook(self.transformer.register_forward_pre_hook(before, with_kwargs=True, prepend=True))
             self._hook(self.transformer.register_forward_hook(lambda _, args, output: self._leave(output)))
 
@@ -135,6 +160,8 @@ class Injection:
             for name, reason in self.plan.refused.items():
                 if arguments.get(name) is not None:
                     raise UnsupportedError(f"{self.plan.model} with {name} cannot be shared over ranks: {reason}.")
+            latents = arguments.get(self.names[0])
+            self.rows = len(latents) if isinstance(latents, Tensor) and latents.ndim > 1 else None
             self.gathered.clear()
             self.cuts.clear()
             self.sharding.begin()
@@ -156,12 +183,19 @@ class Injection:
                 met = any(stream in self.streams.lengths for stream in word.streams)  # a model may be called without its sound
                 if met and id(word) not in self.gathered:  # a -1 in an unpatchify would hide the missing piece
                     raise RuntimeError(f"{self.plan.model} returned without gathering {word.place}: its shard plan does not fit this call.")
+            if self.rows is not None:
+                change(output, (), self._check_rows)
         if self.batch is None:
             return output
         if self.samples:
             return change(output, (), self._whole_list, kind=list)
         sizes = collectives.split_sizes(self.batch, self.mesh.cfg.size())
         return change(output, (), lambda tensor: collectives.gather(tensor, 0, sizes, self.mesh.cfg))
+
+    def _check_rows(self, tensor: Tensor) -> Tensor:
+        """The output has the batch of the input: a -1 in an unpatchify would make more or fewer of a piece."""
+        self.streams.agree("samples", "its output", tensor.shape[0], (self.rows or 0,) * self.mesh.sequence.size())
+        return tensor
 
     def _whole_list(self, half: list[Tensor]) -> list[Tensor]:
         """Both halves of an output that is a list of samples, each of the size of its input."""
@@ -184,7 +218,7 @@ class Injection:
         self.batch = None
         if self.mesh.cfg.size() == 1 or arguments.get(self.plan.unguided) is not None:
             return arguments
-        latents = next(iter(arguments.values()))  # every transformer's first argument: a tensor, or a list of samples (Z-Image)
+        latents = arguments[self.names[0]]  # of every transformer: a tensor, or a list of samples (Z-Image)
         batch = len(latents)
         if batch < 2:
             raise UnsupportedError(
@@ -260,20 +294,18 @@ class Injection:
     def _attach_exchange(self, word: Exchange) -> None:
         for path in word.modules:
             for module in modules_at(self.transformer, path) if word.optional else require(self.transformer, path):
-                self.attentions.append((word, module))
-                self.processors.append(self._rebound(word, module))
+                self._attach_processor(word, module)
                 if word.calls:
                     self._hook(module.register_forward_pre_hook(self._first_turn))
 
     def _attach_replicate(self, word: Replicate) -> None:
-        collect = partial(self.streams.collect, dim=word.dim, streams=word.streams)
-
-        def whole(arguments: dict[str, Any]) -> dict[str, Any]:
+        def whole(path: str, arguments: dict[str, Any]) -> dict[str, Any]:
+            collect = partial(self.streams.collect, dim=word.dim, streams=word.streams, place=path)
             return {name: change(value, (), collect) if name in word.arguments else value for name, value in arguments.items()}
 
         for path in word.modules:
             for module in require(self.transformer, path):
-                self._on_arguments(module, whole)
+                self._on_arguments(module, partial(whole, path))
                 self._on_output(module, (), partial(self.streams.cut, dim=word.dim, streams=word.streams, place=path))
 
     def _attach_neighbour(self, word: Neighbour) -> None:
@@ -291,13 +323,11 @@ class Injection:
     def _attach_reduce(self, word: Reduce) -> None:
         for path in word.modules:
             for module in require(self.transformer, path):
-                original = module.processor
-                if type(original).__name__ not in LINEAR:
-                    raise UnsupportedError(
-                        f"{self.plan.model}: {path} has {type(original).__name__}; only {', '.join(LINEAR)} can be summed over ranks."
-                    )
-                module.processor = LinearProcessor(self.mesh.sequence)  # type: ignore[assignment]
-                self.undo.append(partial(setattr, module, "processor", original))
+                self._attach_processor(word, module)
+
+    def _attach_processor(self, word: Exchange | Reduce, module: nn.Module) -> None:
+        self.attentions.append((word, module))
+        self.processors.append(self._rebound(word, module))
 
     # -- what the hooks do
 
@@ -322,18 +352,18 @@ class Injection:
 
     def _collect(self, tensor: Tensor, word: Gather) -> Tensor:
         self.gathered.add(id(word))
-        return self.streams.collect(tensor, word.dim, word.streams)
+        return self.streams.collect(tensor, word.dim, word.streams, word.place)
 
     def _collect_written(self, word: Gather, names: list[str], module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         """Collect what a module has left in an attribute of an object that it was handed."""
         holder, name = by_name(names, args, kwargs).get(str(word.place.argument)), str(word.place.path[0])
         if (tensor := getattr(holder, name, None)) is not None:
-            setattr(holder, name, self.streams.collect(tensor, word.dim, word.streams))
+            setattr(holder, name, self.streams.collect(tensor, word.dim, word.streams, word.place))
 
     def _localise(self, value: Any, word: Split | Count | LogBase, place: Place) -> Any:
         """This rank's part of what lies at `place`: its piece of every tensor, or its share of a number of tokens."""
         if isinstance(word, Count):
-            count = partial(self.streams.count, word.stream, in_units=word.in_units, everywhere=word.everywhere)
+            count = partial(self.streams.count, word.stream, in_units=word.in_units)
             return change(value, place.path, count, kind=int)
         if isinstance(word, LogBase):
             return change(value, place.path, partial(self.streams.log_base, word.stream), kind=int | float)
@@ -371,19 +401,30 @@ class Injection:
                         if isinstance(heads := getattr(module, name, None), int):
                             self.mesh.config.check_heads(heads, self.plan.model)
 
-    def _rebound(self, word: Exchange, module: nn.Module) -> Any:
-        """Give an attention module a processor of a twin class, which shares the original's state, and return it."""
+    def _rebound(self, word: Exchange | Reduce, module: nn.Module) -> Any:
+        """Give an attention module our processor in place of its own, and return it. Undone unless the user has set another one since."""
         original = module.processor
-        processor: Any = object.__new__(self._twin_class(word, type(original)))
-        processor.__dict__ = original.__dict__
+        processor = self._summed(original) if isinstance(word, Reduce) else self._twin(word, original)
         module.processor = processor
         self.undo.append(lambda: setattr(module, "processor", original) if module.processor is processor else None)
+        return processor
+
+    def _summed(self, original: Any) -> Any:
+        """A linear attention over all ranks."""
+        if type(original).__name__ not in LINEAR:
+            raise UnsupportedError(f"{type(original).__name__} of {self.plan.model} cannot be summed over ranks. Set one of {', '.join(LINEAR)}.")
+        return LinearProcessor(self.mesh.sequence)
+
+    def _twin(self, word: Exchange, original: Any) -> Any:
+        """A processor of a twin class, which shares the original's state."""
+        processor: Any = object.__new__(self._twin_class(word, type(original)))
+        processor.__dict__ = original.__dict__
         return processor
 
     def _twin_class(self, word: Exchange, cls: type) -> type:
         """One class for all layers alike: torch.compile then compiles the first and reuses it."""
         if (id(word), cls) not in self.twins:
-            calls = word.calls.get(cls.__name__, (word.call,))
+            calls = next((word.calls[base.__name__] for base in cls.__mro__ if base.__name__ in word.calls), (word.call,))
             call = twin(cls.__call__, self.sharding.attention(calls))
             if call is None:
                 raise UnsupportedError(

@@ -109,7 +109,6 @@ class Count:
     places: tuple[Place, ...]
     stream: str
     in_units: bool
-    everywhere: bool
     optional: bool
 
 
@@ -212,15 +211,14 @@ def exchange(
     return Exchange(modules, call, MappingProxyType(dict(calls or {})), optional)
 
 
-def local_int(*places: str, stream: str = "image", in_units: bool = False, everywhere: bool = False, optional: bool = False) -> Count:
+def local_int(*places: str, stream: str = "image", in_units: bool = False, optional: bool = False) -> Count:
     """Turn a number n of tokens into how many of the stream's first n tokens this rank holds. Measures a stream that was not met before.
 
     Args:
         in_units: the number counts the stream's units (rows, frames), not tokens.
-        everywhere: the model goes another way where the number is 0, so no rank may be left without a token unless all are: fewer are refused.
         optional: some configs of the model have modules without this argument.
     """
-    return Count(_places(places), stream, in_units, everywhere, optional)
+    return Count(_places(places), stream, in_units, optional)
 
 
 def log_base(*places: str, stream: str = "image") -> LogBase:
@@ -284,6 +282,8 @@ class ShardPlan:
         units: streams whose pieces end on whole rows or frames of latent patches: {"image": "row"}, {"image": "frame"}.
         short: streams that stay whole on every rank while they have fewer tokens than there are ranks, and where their keys then lie in a call, as
             `shared` says: {"text": "suffix"}. For models that slice a stream off by its length: [:, :-0] is empty.
+        full: streams of which every rank needs a token, unless there are none at all: fewer are refused. Of the others a piece may be empty, if it is
+            short: models reshape with a -1, which has no meaning for an empty tensor.
         cache: an argument that holds keys of earlier forwards, each rank its own. Every forward that is given one asks once how many they are.
         ragged: a mask by which the model drops words: its values, not only its shape, decide how many keys the calls of stream "?" have.
         refused: arguments that cannot be shared over ranks, and why.
@@ -296,6 +296,7 @@ class ShardPlan:
     unguided: str = ""
     units: Mapping[str, Literal["row", "frame"]] = field(default_factory=lambda: MappingProxyType({}))
     short: Mapping[str, Literal["prefix", "suffix"]] = field(default_factory=lambda: MappingProxyType({}))
+    full: Streams = ("image",)
     cache: str = ""
     ragged: str = ""
     refused: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))

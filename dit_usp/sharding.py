@@ -30,14 +30,15 @@ class Sharding:
     """
 
     def __init__(self, plan: ShardPlan, mesh: Mesh) -> None:
-        self.mesh, self.streams = mesh, StreamState(plan.model, mesh.sequence, plan.short)
+        self.mesh, self.streams = mesh, StreamState(plan.model, mesh.sequence, plan.short, plan.full)
         self.turn = 0
         self.late: Tensor | None = None
         self._masks: dict[object, tuple[Tensor, PreparedMask | None]] = {}  # for each kind of call of this forward its last mask, and made ready
 
     def begin(self) -> None:
-        """A forward starts: the last one's mask is not this one's."""
+        """A forward starts: the last one's masks are not this one's, wherever it ended."""
         self._masks.clear()
+        self.late, self.turn = None, 0
 
     def attention(self, calls: tuple[Call, ...]) -> Attention:
         """The stand-ins for a processor that makes these calls in turn."""
@@ -139,7 +140,9 @@ class Sharding:
     ) -> PreparedMask | None:
         """The mask with its exchanges done: once a forward where all blocks are handed the same one."""
         use = (call, heads, lengths, kv_lengths)
-        if use in self._masks and (call.mask == "outer" or _same(self._masks[use][0], mask)):
+        # What is a view on a rank with one token or none may be a copy on the others: then no rank looks back, or their exchanges part.
+        lasting = call.mask == "outer" or min(*lengths, *kv_lengths) > 1
+        if lasting and use in self._masks and (call.mask == "outer" or _same(self._masks[use][0], mask)):
             return self._masks[use][1]
         rows = mask[..., :1, :] if mask.stride(-2) == 0 else mask  # one row, expanded: a mask of keys (Lumina-Next)
         if call.mask == "outer":
@@ -147,6 +150,11 @@ class Sharding:
             own, common = slice(sum(kv_lengths)), slice(sum(kv_lengths), None)
         elif mask is self.late:
             rows = self._own_rows(mask, lengths)
+        elif rows.shape[-2] == sum(lengths) != lengths[self.mesh.sequence.rank()]:
+            raise UnsupportedError(
+                f"{self.streams.owner}: an attention mask with a row for each of {sum(lengths)} queries came whole to ranks with a piece of them; "
+                "pass a mask of keys, or write a shard plan that splits its rows."
+            )
         elif rows.shape[-1] == sum(kv_lengths) != kv_lengths[self.mesh.sequence.rank()] and self.streams.interleaved(call.keys):
             raise UnsupportedError(
                 f"an attention mask over all {rows.shape[-1]} keys came whole to one of several ranks, which hold the keys in another order; "

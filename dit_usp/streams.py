@@ -20,16 +20,17 @@ class StreamState:
     Args:
         owner: the model's name, for errors.
         group: the ranks that share the sequence.
-        short: as in ShardPlan.
+        short, full: as in ShardPlan.
     """
 
-    def __init__(self, owner: str, group: dist.ProcessGroup, short: Mapping[str, str]) -> None:
-        self.owner, self.group = owner, group
+    def __init__(self, owner: str, group: dist.ProcessGroup, short: Mapping[str, str], full: Streams = ()) -> None:
+        self.owner, self.group, self.full = owner, group, full
         self.short = dict(short)  # Dynamo does not trace through a read-only view
         self.lengths: dict[str, int] = {}
         self.units: Mapping[str, int] = {}
         self.signature: Hashable = ()
         self._learned: dict[Hashable, tuple[int, ...]] = {}
+        self._agreed: set[Hashable] = set()
         self._asked = 0
         self._cached: tuple[int, ...] | None = ()
 
@@ -100,6 +101,15 @@ class StreamState:
             self._learned[key] = collectives.exchange_lengths(own, self.group)
         return self._learned[key]
 
+    def agree(self, what: str, place: object, own: int, expected: tuple[int, ...]) -> None:
+        """Refuse, on all ranks or on none, that a rank holds another number at `place` than expected. Asked once for each kind of forward."""
+        key = (self.signature, what, str(place))
+        if key in self._agreed or torch.compiler.is_compiling():
+            return
+        if (held := collectives.exchange_lengths(own, self.group)) != expected:
+            raise UnsupportedError(f"{self.owner}: {place} has {_listed(held)} {what} on the ranks where the shard plan expects {_listed(expected)}.")
+        self._agreed.add(key)
+
     def own(self, stream: str) -> tuple[int, int]:
         """First token and number of tokens of this rank's piece."""
         pieces, rank = self.pieces(stream), self.group.rank()
@@ -107,17 +117,18 @@ class StreamState:
             return 0, pieces[rank]
         return sum(pieces[:rank]), pieces[rank]
 
-    def count(self, stream: str, n: int, in_units: bool, everywhere: bool) -> int:
+    def count(self, stream: str, n: int, in_units: bool) -> int:
         """How many of the stream's first n tokens (units) this rank holds; n measures a stream not met before."""
         unit = self.units.get(stream, 1) if in_units else 1
-        if everywhere and 0 < n < self.group.size():
-            raise UnsupportedError(f"{self.owner}: {n} tokens of {stream} are too few for {self.group.size()} ranks; each needs one.")
-        self.lengths.setdefault(stream, n * unit)
+        if stream not in self.lengths:
+            self._meet(stream, n * unit)
         first, size = self.own(stream)
         return max(0, min(n * unit - first, size)) // unit
 
     def log_base(self, stream: str, base: float) -> float:
-        """A base whose logarithm of this rank's tokens is that of all tokens to `base`."""
+        """A base whose logarithm of this rank's tokens is that of all tokens to `base`: not of one token, whose logarithm is 0 to any base."""
+        if min(self.pieces(stream)) < 2:
+            raise self._too_few(stream, f"{self.lengths[stream]} tokens", "two")
         return base ** (math.log(self.own(stream)[1]) / math.log(self.lengths[stream]))
 
     def forget(self, streams: Streams) -> None:
@@ -134,15 +145,26 @@ class StreamState:
         # Contiguous once here: the model's own .view calls expect what an unsharded forward gives them.
         return _joined(pieces, dim).contiguous()
 
-    def collect(self, tensor: Tensor, dim: int, streams: Streams) -> Tensor:
+    def collect(self, tensor: Tensor, dim: int, streams: Streams, place: object) -> Tensor:
         """Every rank's piece of `tensor` along `dim`, in the order of an unsharded forward."""
         sizes = [self.learn(tensor.shape[dim])] if streams == LEARN else [self.pieces(stream) for stream in streams]
+        self.agree("tokens", place, tensor.shape[dim], tuple(map(sum, zip(*sizes, strict=True))))
         pieces = tensor.split([size[self.group.rank()] for size in sizes], dim)
         gathered = (
             piece if self.is_whole(stream) else collectives.gather(piece, dim, size, self.group)
             for stream, piece, size in zip(streams, pieces, sizes, strict=True)
         )
         return _joined(list(gathered), dim).contiguous()  # for the model's own .view
+
+    def _meet(self, stream: str, length: int) -> None:
+        """A stream's length is known from here on."""
+        self.lengths[stream] = length
+        units = length // (unit := self.units.get(stream, 1))
+        if stream in self.full and not self.is_whole(stream) and 0 < units < self.group.size():
+            raise self._too_few(stream, f"{units} {'tokens' if unit == 1 else 'rows or frames'}", "one")
+
+    def _too_few(self, stream: str, held: str, needed: str) -> UnsupportedError:
+        return UnsupportedError(f"{self.owner}: {held} of {stream} are too few for {self.group.size()} ranks; each needs {needed}.")
 
     def _measure(self, streams: Streams, total: int, place: object) -> list[int]:
         """The length of each segment in a dim of `total`; the one that is not known yet takes what the others leave."""
@@ -153,9 +175,13 @@ class StreamState:
             raise UnsupportedError(f"{self.owner}: {place} holds {total} tokens where the shard plan expects {expected}.")
         for stream, length in zip(streams, known, strict=True):
             if length is None and stream != KEEP:
-                self.lengths[stream] = rest
+                self._meet(stream, rest)
         return [rest if length is None else length for length in known]
 
 
 def _joined(pieces: Sequence[Tensor], dim: int) -> Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces), dim)
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))

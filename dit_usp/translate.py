@@ -21,7 +21,8 @@ def translated(transformer: nn.Module) -> ShardPlan | None:
         return None
     attentions = tuple(name for name, module in transformer.named_modules() if hasattr(module, "processor"))
     words = [word for module, entry in plan.items() for word in _words(module, entry)]
-    return ShardPlan(type(transformer).__name__, (*words, Exchange(attentions, Call(LEARN, LEARN, marked=True))))
+    streams = tuple(stream for word in words if isinstance(word, Split) for stream in word.streams)
+    return ShardPlan(type(transformer).__name__, (*words, Exchange(attentions, Call(LEARN, LEARN, marked=True))), full=streams)
 
 
 def _words(module: str, entry: Any) -> Iterator[Word]:

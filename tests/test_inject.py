@@ -4,9 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SD3IPAdapterJointAttnProcessor2_0
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SanaLinearAttnProcessor2_0, SD3IPAdapterJointAttnProcessor2_0
+from diffusers.models.controlnets.controlnet_flux import FluxMultiControlNetModel
+from diffusers.models.controlnets.controlnet_hunyuan import HunyuanDiT2DMultiControlNetModel
+from diffusers.models.controlnets.controlnet_qwenimage import QwenImageMultiControlNetModel
+from diffusers.models.controlnets.controlnet_sd3 import SD3MultiControlNetModel
 from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
-from test_parity import error, run
+from test_parity import error, forward, run
 from tiny import build
 from tiny.image import flux, sd3
 from tiny.tools import rand, redraw
@@ -18,7 +22,8 @@ from dit_usp.config import ParallelConfig
 from dit_usp.errors import UnsupportedError
 from dit_usp.inject import parallelize, unparallelize
 from dit_usp.mesh import init_mesh
-from dit_usp.plan import Call, Exchange, Split, split
+from dit_usp.plan import Call, Exchange, Gather, Split, gather, split
+from dit_usp.sharding import Sharding
 
 
 def compare(model, inputs, config):
@@ -43,6 +48,16 @@ def test_cfg_halves_the_batch_and_composes(ranks, name):
     for world_size, config in ((2, ParallelConfig(cfg_degree=2)), (4, ParallelConfig(2, 1, 2)), (4, ParallelConfig(1, 2, 2))):
         for batch in batches:
             assert max(ranks(world_size, halves, name, batch, config)) <= 1e-5, (config, batch)
+
+
+def keywords_in_another_order():
+    """The batch is that of the forward's first argument, not of the first keyword: here a dict of two entries, beside three samples."""
+    model, inputs = build("pixart", batch=3)
+    return compare(model, dict(reversed(inputs.items())), ParallelConfig(cfg_degree=2))
+
+
+def test_keywords_come_in_any_order(ranks):
+    assert max(ranks(2, keywords_in_another_order)) <= 1e-5
 
 
 def guidance_off():
@@ -119,6 +134,52 @@ def late_processor():
 
 def test_a_processor_set_after_parallelize_is_rebound(ranks):
     assert max(ranks(2, late_processor)) <= 1e-5
+
+
+def late_linear_processor():
+    """Set after parallelize, summed over ranks all the same; it is what is left after unparallelize."""
+    model, inputs = build("sana")
+    expected = run(model, inputs)
+    original = model.transformer_blocks[1].attn1.processor
+    parallelize(model, init_mesh(ParallelConfig(2), "cpu"))
+    late = SanaLinearAttnProcessor2_0()
+    model.transformer_blocks[0].attn1.set_processor(late)
+    out = run(model, inputs)
+    unparallelize(model)
+    assert [block.attn1.processor for block in model.transformer_blocks] == [late, original]
+    return error(out, expected)
+
+
+def test_a_linear_processor_set_after_parallelize_is_summed(ranks):
+    assert max(ranks(2, late_linear_processor)) <= 1e-5
+
+
+def late_processor_out_of_reach():
+    model, inputs = build("sana")
+    parallelize(model, init_mesh(ParallelConfig(2), "cpu"))
+    model.transformer_blocks[0].attn1.set_processor(AttnProcessor2_0())
+    with pytest.raises(UnsupportedError, match=r"AttnProcessor2_0 of SanaTransformer2DModel cannot be summed over ranks\. Set one of SanaLinear"):
+        run(model, inputs)
+    return True
+
+
+def test_one_that_cannot_be_summed_is_refused(ranks):
+    assert all(ranks(2, late_processor_out_of_reach))
+
+
+class DerivedIPAdapter(FluxIPAdapterAttnProcessor):
+    """As a user derives one: its calls are those of its ancestor."""
+
+
+def derived_processor():
+    model, inputs = flux_with_ip_adapter()
+    for block in model.transformer_blocks:
+        block.attn.processor.__class__ = DerivedIPAdapter
+    return compare(model, inputs, ParallelConfig(2))
+
+
+def test_a_derived_processor_makes_its_ancestors_calls(ranks):
+    assert max(ranks(2, derived_processor)) <= 1e-5
 
 
 def lora():
@@ -205,6 +266,7 @@ def mask_exchanges():
     for name in ("flux", "flux_masked"):
         model, inputs = build(name)
         parallelize(model, init_mesh(ParallelConfig(2), "cpu"))
+        run(model, inputs)  # the ranks compare what they hold, once
         with Collectives() as collectives:
             run(model, inputs)
         counts.append(collectives.count)
@@ -231,6 +293,111 @@ def whole_mask_in_another_order():
 
 def test_a_mask_in_another_order_is_refused(ranks):
     assert all(ranks(2, whole_mask_in_another_order))
+
+
+def mask_of_rows():
+    """(batch, 1, tokens, tokens), which no pipeline makes."""
+    model, inputs = build("flux")
+    parallelize(model, init_mesh(ParallelConfig(2), "cpu"))
+    mask = torch.ones(2, 1, 67, 67, dtype=torch.bool)
+    with pytest.raises(UnsupportedError) as refusal:
+        run(model, inputs | {"joint_attention_kwargs": {"attention_mask": mask}})
+    return str(refusal.value)
+
+
+def test_a_mask_of_rows_is_refused_in_the_same_words(ranks):
+    one, other = ranks(2, mask_of_rows)
+    assert one == other
+    assert "an attention mask with a row for each of 67 queries came whole" in one
+
+
+def masks_of_an_empty_piece():
+    """Two calls with masks of their own. The piece of the second rank has no memory that would tell them apart."""
+    mesh = init_mesh(ParallelConfig(1, 2), "cpu")
+    sharding = Sharding(inject.find_plan("PixArtTransformer2DModel"), mesh)
+    rank, own = mesh.sequence.rank(), (5, 0)[mesh.sequence.rank()]
+    sharding.streams.pieces = lambda stream: (5, 0)
+    sharding.streams.lengths["image"] = 5
+    q, k, v = (rand(1, 5, 2, 8, seed=seed) for seed in range(3))
+    pieces = [x[:, :own] if rank == 0 else x[:, 5:] for x in (q, k, v)]
+    errors = []
+    for seed in (3, 4):
+        mask = rand(1, 1, 1, 5, seed=seed) > 0
+        out = sharding.attend(Call(), *pieces, mask[..., :own].clone(), False, None, False, "auto", None)
+        expected = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), mask).transpose(1, 2)
+        errors.append(error(out, expected) if rank == 0 else float(out.numel()))
+    return max(errors)
+
+
+def test_an_empty_mask_is_not_taken_for_the_last_one(ranks):
+    assert max(ranks(2, masks_of_an_empty_piece)) <= 1e-5
+
+
+def after_an_exception():
+    """The mask of a block that failed is not the next forward's."""
+    model, inputs = build("ltx2_condition")
+    unmasked = inputs | {"video_self_attention_mask": None}
+    expected = forward(model, unmasked)
+    parallelize(model, init_mesh(ParallelConfig(2), "cpu"))
+    broken = model.transformer_blocks[0].attn1.to_q.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        forward(model, inputs)
+    broken.remove()
+    return max(error(o, e) for o, e in zip(forward(model, unmasked), expected, strict=True))
+
+
+def test_a_forward_that_failed_leaves_nothing_to_the_next(ranks):
+    assert max(ranks(2, after_an_exception)) <= 1e-5
+
+
+# -- wrappers of several ControlNets
+
+WRAPPERS = {
+    "flux_controlnet": FluxMultiControlNetModel,
+    "sd3_controlnet": SD3MultiControlNetModel,
+    "hunyuan_dit_controlnet": HunyuanDiT2DMultiControlNetModel,
+    "qwen_controlnet": QwenImageMultiControlNetModel,
+}
+
+
+def several(name):
+    """Two ControlNets of the class (one, called twice, of Qwen's), two conditions, and the inputs."""
+    nets = [build(name)[0] for _ in range(1 if name.startswith("qwen") else 2)]
+    for parameter in nets[-1].parameters():
+        parameter.data *= 0.9
+    inputs = build(name)[1]
+    lists = {"controlnet_cond": [inputs["controlnet_cond"], -inputs["controlnet_cond"]], "conditioning_scale": [0.7, 0.5]}
+    return WRAPPERS[name](nets), inputs | lists | ({"controlnet_mode": torch.zeros(2, 2).long()} if name.startswith("flux") else {})
+
+
+def wrapped(name):
+    model, inputs = several(name)
+    expected = forward(model, inputs)
+    assert parallelize(model, init_mesh(ParallelConfig(2), "cpu")) is model
+    out = forward(model, inputs)
+    with pytest.raises(ValueError, match="is parallelized already"):
+        parallelize(model, init_mesh(ParallelConfig(2), "cpu"))
+    assert all(torch.equal(a, e) for a, e in zip(forward(unparallelize(model), inputs), expected, strict=True))
+    with pytest.raises(ValueError, match="is not parallelized"):
+        unparallelize(model)
+    assert len(out) == len(expected) > 0
+    return max(error(o, e) for o, e in zip(out, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_a_wrapper_of_controlnets_shards_each(ranks, name):
+    assert max(ranks(2, wrapped, name)) <= 1e-5
+
+
+def wrapped_one_refused():
+    model = FluxMultiControlNetModel([build("flux_controlnet")[0], nn.Linear(2, 2)])
+    with pytest.raises(UnsupportedError, match="Linear has no shard plan"):
+        parallelize(model, init_mesh(ParallelConfig(2), "cpu"))
+    return len(model.nets[0]._forward_pre_hooks)
+
+
+def test_a_wrapper_with_a_net_that_is_refused_is_left_alone(ranks):
+    assert ranks(2, wrapped_one_refused) == [0, 0]
 
 
 # -- gradients
@@ -315,6 +482,31 @@ def missing_module(words):
 
 def missing_argument(words):
     return [*words, split("transformer_blocks.*:rope", dim=1)]
+
+
+def gathered_twice(words):
+    return [*words, gather("norm_out", dim=1)]
+
+
+def cut_after_the_gather(words):
+    """The unpatchify would make one sample of what is left of two."""
+    return [*(word for word in words if not isinstance(word, Gather)), gather("norm_out", dim=1), split("proj_out", dim=1)]
+
+
+def wrong_sizes():
+    messages = []
+    for change_words in (gathered_twice, cut_after_the_gather):
+        with pytest.raises(UnsupportedError) as refusal:
+            with_plan(change_words, "pixart")
+        messages.append(str(refusal.value))
+    return messages
+
+
+def test_an_output_of_another_size_is_refused_in_the_same_words(ranks):
+    one, other = ranks(2, wrong_sizes)
+    assert one == other
+    assert "proj_out has 60, 60 tokens on the ranks where the shard plan expects 30, 30." in one[0]
+    assert "its output has 1, 1 samples on the ranks where the shard plan expects 2, 2." in one[1]
 
 
 def never_gathered():

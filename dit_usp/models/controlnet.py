@@ -30,6 +30,7 @@ PLANS: tuple[ShardPlan, ...] = (
         split("transformer_blocks.0:encoder_hidden_states", "transformer_blocks.*:encoder_hidden_states_mask", dim=1, stream="text"),
         exchange("transformer_blocks.*.attn"),
         gather("controlnet_blocks.*", dim=1),
+        short={"text": "prefix"},
     ),
     shard_plan(
         "HunyuanDiT2DControlNetModel",

@@ -24,7 +24,7 @@ PLANS = (
     ),
     shard_plan(
         "Flux2Transformer2DModel",
-        local_int(":num_ref_tokens", stream="reference", everywhere=True),  # Klein's KV cache: references come first, each rank caches its own
+        local_int(":num_ref_tokens", stream="reference"),  # Klein's KV cache: references come first, each rank caches its own
         split(":hidden_states", ":img_ids", dim=-2, stream=("reference", "image")),
         split(":encoder_hidden_states", ":txt_ids", dim=-2, stream="text"),
         exchange(
@@ -36,6 +36,7 @@ PLANS = (
             ),
         ),
         gather("proj_out", dim=1),
+        full=("image", "reference"),
         cache="kv_cache",
     ),
     shard_plan(
@@ -47,6 +48,7 @@ PLANS = (
         split("transformer_blocks.0:encoder_hidden_states", "transformer_blocks.*:encoder_hidden_states_mask", dim=1, stream="text"),
         exchange("transformer_blocks.*.attn"),
         gather("proj_out", dim=1),
+        short={"text": "prefix"},  # rotated on its own, by a reshape that takes no empty piece
     ),
     shard_plan(
         "SD3Transformer2DModel",
@@ -285,6 +287,7 @@ PLANS = (
         split("double_blocks.*:image_rotary_emb[1]", dim=0, stream="text"),
         exchange("double_blocks.*.attn"),
         gather("proj_out", dim=1),
+        short={"text": "suffix"},  # rotated on its own
     ),
     shard_plan(
         "JoyImageEditPlusTransformer3DModel",
@@ -310,6 +313,7 @@ PLANS = (
         exchange("txt_mode_blocks.*.attn", queries="text", keys="text"),
         exchange("single_transformer_blocks.*.attn"),
         gather("proj_out", dim=1),
+        full=("image", "text", "condition"),
     ),
     shard_plan(
         "NucleusMoEImageTransformer2DModel",

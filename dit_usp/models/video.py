@@ -82,6 +82,7 @@ PLANS: tuple[ShardPlan, ...] = (
         gather("proj_out", dim=1),
         gather("audio_proj_out", dim=1, stream="audio"),
         guidance="batch",
+        full=("image", "audio"),
     ),
     shard_plan(
         "CogVideoXTransformer3DModel",
@@ -184,6 +185,7 @@ PLANS: tuple[ShardPlan, ...] = (
         exchange("visual_transformer_blocks.*.av_cross_attention", queries="audio", keys="image"),
         gather("visual_transformer_blocks.-1[0]", dim=1),
         gather("audio_out_layer", dim=1, stream="audio"),
+        full=("image", "audio"),
     ),
     shard_plan(
         "Kandinsky6SRTransformer3DModel",

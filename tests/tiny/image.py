@@ -45,6 +45,16 @@ def pixart_masked(batch: int = 2) -> tuple[nn.Module, Inputs]:
     return model, inputs | dict(attention_mask=(rand(batch, HEIGHT * WIDTH, seed=5) > -0.5).long())
 
 
+def pixart_conditions(batch: int = 2) -> tuple[nn.Module, Inputs]:
+    """As the 1024 model: each picture's size and shape are embedded with the time."""
+    model = diffusers.PixArtTransformer2DModel(
+        num_attention_heads=4, attention_head_dim=12, in_channels=4, out_channels=8, num_layers=2, cross_attention_dim=48, sample_size=16,
+        caption_channels=24, use_additional_conditions=True,
+    )  # fmt: skip
+    sizes = {"resolution": torch.tensor([[512.0, 768.0], [96.0, 160.0], [64.0, 64.0]])[:batch], "aspect_ratio": rand(batch, 1, seed=6).abs()}
+    return model, pixart(batch)[1] | dict(added_cond_kwargs=sizes)
+
+
 def sd3(batch: int = 2, **config: Any) -> tuple[nn.Module, Inputs]:
     config = dict(qk_norm=None, dual_attention_layers=()) | config
     model = diffusers.SD3Transformer2DModel(
@@ -118,4 +128,4 @@ def flux_controlled(batch: int = 2) -> tuple[nn.Module, Inputs]:
     return model, inputs | dict(controlnet_block_samples=residuals, controlnet_single_block_samples=residuals[:1])
 
 
-TINY = {make.__name__: make for make in (dit, pixart, pixart_masked, sd3, sd35, sd3_skip, flux, flux_masked, flux_controlled)}
+TINY = {make.__name__: make for make in (dit, pixart, pixart_masked, pixart_conditions, sd3, sd35, sd3_skip, flux, flux_masked, flux_controlled)}
