@@ -14,8 +14,13 @@ from tiny_parts import t5_tokenizer
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma2Model,
     LlamaConfig,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLTextConfig,
     SiglipVisionConfig,
     SiglipVisionModel,
@@ -27,6 +32,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 HEIGHT, WIDTH, FRAMES = 48, 80, 9
 VIDEO = dict(prompt="a red heart", height=HEIGHT, width=WIDTH, num_frames=FRAMES)
+LTX_VIDEO = dict(prompt="a red heart", height=96, width=160, num_frames=17)  # 3 latent frames of 3 x 5
 
 
 def picture(seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> Image.Image:
@@ -46,7 +52,9 @@ def chat_tokenizer(*special: str) -> PreTrainedTokenizerFast:
     """Words, the marks of a language model, and messages written one after the other."""
     tokenizer = t5_tokenizer()
     tokenizer.add_tokens(list(special), special_tokens=True)
-    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    tokenizer.chat_template = (
+        "{% for message in messages %}{% set content = message['content'] %}{{ content if content is string else content[0]['text'] }} {% endfor %}"
+    )
     return tokenizer
 
 
@@ -57,11 +65,23 @@ def llama(width: int = 16) -> LlamaConfig:
     )
 
 
+def gemma2(width: int = 16, causal: bool = False) -> Gemma2Model | Gemma2ForCausalLM:
+    config = Gemma2Config(
+        vocab_size=32, hidden_size=width, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=8
+    )
+    return (Gemma2ForCausalLM if causal else Gemma2Model)(config).eval()
+
+
 def qwen_vl_text(width: int = 16) -> Qwen2_5_VLTextConfig:
     return Qwen2_5_VLTextConfig(
         vocab_size=48, hidden_size=width, intermediate_size=16, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}, pad_token_id=0,
     )  # fmt: skip
+
+
+def qwen_vl(width: int = 16) -> Qwen2_5_VLForConditionalGeneration:
+    vision = dict(depth=1, hidden_size=8, intermediate_size=8, num_heads=2, out_hidden_size=width, fullatt_block_indexes=[0])
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=qwen_vl_text(width).to_dict(), vision_config=vision)).eval()
 
 
 def umt5(width: int = 16) -> UMT5EncoderModel:
@@ -98,3 +118,10 @@ def wan_vae(channels: int = 4, **config: Any) -> diffusers.AutoencoderKLWan:
     return diffusers.AutoencoderKLWan(
         base_dim=4, z_dim=channels, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.1] * channels, latents_std=[1.5] * channels, **config
     ).eval()
+
+
+def ltx_vae(channels: int = 6) -> diffusers.AutoencoderKLLTXVideo:
+    return diffusers.AutoencoderKLLTXVideo(
+        latent_channels=channels, block_out_channels=(4, 4, 4, 4), decoder_block_out_channels=(4, 4, 4, 4), layers_per_block=(1,) * 5,
+        decoder_layers_per_block=(1,) * 5,
+    ).eval()  # fmt: skip
