@@ -286,7 +286,7 @@ class USPPipelineMixin(DiffusionPipeline):
 def sharded_parts(pipe: DiffusionPipeline) -> list[Any]:
     """The transformers and ControlNets of a pipeline that have a shard plan, whatever their names; those of a MultiControlNet one by one."""
     parts = [(name, net) for name, part in pipe.components.items() for net in getattr(part, "nets", [part])]
-    return [part for name, part in parts if _is_sharded(name, part)]
+    return list(dict.fromkeys(part for name, part in parts if _is_sharded(name, part)))  # a net may follow two pictures
 
 
 def _is_sharded(name: str, part: Any) -> bool:

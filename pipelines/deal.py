@@ -14,12 +14,13 @@ from torch import Generator
 from dit_usp import collectives
 from dit_usp.errors import UnsupportedError
 from dit_usp.mesh import Mesh
-from dit_usp.pipelines.agreement import gather_objects, has_tensor
+from dit_usp.pipelines.agreement import gather_objects
 from dit_usp.places import change
 
 PER_PROMPT = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 # In the names of arguments that may be a list with an entry for each prompt
 _DEALT = ("prompt", "class_labels", "lyrics", "vocal_language", "audio_codes", "decode_timestep", "decode_noise_scale")
+_NOT_DEALT = ("system_prompt", "chi_prompt", "segments", "llama3", "cu_seqlens")  # but not in these: one for all, or in another order
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,12 @@ def deal(arguments: Mapping[str, Any], mesh: Mesh, per_prompt: str | None) -> Sh
         per_prompt: the argument that says how many images a prompt gets; None: always one.
 
     Raises:
-        UnsupportedError: an argument of which we do not know whose image it belongs to.
+        UnsupportedError: an argument of which we do not know whose image it belongs to, or several images a prompt of a pipeline that cannot.
         ValueError: a list of another length than the prompts, or the generators than the images.
     """
+    for name in PER_PROMPT:
+        if name != per_prompt and arguments.get(name, 1) > 1:
+            raise UnsupportedError(f"{name}={arguments[name]}: this pipeline of diffusers makes one a prompt; repeat the prompt instead.")
     prompts, each = _num_prompts(arguments), int(arguments.get(per_prompt or "", 1) or 1)
     total = prompts * each
     sizes = collectives.split_sizes(total, mesh.data.size())
@@ -63,10 +67,14 @@ def deal(arguments: Mapping[str, Any], mesh: Mesh, per_prompt: str | None) -> Sh
         if name in ("generator", "latents"):
             shared[name] = _picked(name, value, rows, total)
         elif name not in PER_PROMPT:
-            shared[name] = _picked(name, value, by_prompt, prompts) if any(word in name for word in _DEALT) else _whole(name, value, mesh)
+            shared[name] = _picked(name, value, by_prompt, prompts) if _is_dealt(name) else _whole(name, value, mesh)
     if per_prompt:
         shared[per_prompt] = 1
     return Share(rows, total, shared)
+
+
+def _is_dealt(name: str) -> bool:
+    return any(word in name for word in _DEALT) and not any(word in name for word in _NOT_DEALT)
 
 
 def _num_prompts(arguments: Mapping[str, Any]) -> int:
@@ -87,13 +95,21 @@ def _picked(name: str, value: Any, rows: Sequence[int], total: int) -> Any:
 
 def _whole(name: str, value: Any, mesh: Mesh) -> Any:
     """Settings go to every replica alike; pictures and tensors may belong to single images."""
-    listed = value[0] if isinstance(value, (list, tuple)) and value else value
-    if has_tensor(value) or isinstance(listed, np.ndarray) or hasattr(listed, "getbands"):
+    if _has_picture(value):
         degree = mesh.data.size()
         raise UnsupportedError(
             f"data_degree={degree} cannot deal out {name} to replicas. Try data_degree=1 with ulysses_degree or ring_degree {degree}."
         )
     return value
+
+
+def _has_picture(value: Any) -> bool:
+    """Whether there is a picture, an array or a tensor in the dicts, lists and tuples of `value`."""
+    if isinstance(value, Mapping):
+        return any(map(_has_picture, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(_has_picture, value))
+    return isinstance(value, (torch.Tensor, np.ndarray)) or hasattr(value, "getbands")
 
 
 def collect(output: Any, failure: Exception | None, share: Share, mesh: Mesh) -> tuple[Any, list[Any]]:
@@ -139,7 +155,7 @@ def join_outputs(outputs: Sequence[Any]) -> Any:
     if isinstance(first, tuple):
         return tuple(join_outputs(parts) for parts in zip(*outputs, strict=True))
     if isinstance(first, dict):
-        return type(first)(**{name: join_outputs([output[name] for output in outputs]) for name in first})
+        return type(first)(**{name: join_outputs([getattr(output, name) for output in outputs]) for name in _fields(first)})
     if isinstance(first, torch.Tensor):
         return torch.cat(list(outputs))
     return np.concatenate(outputs) if isinstance(first, np.ndarray) else [item for output in outputs for item in output]
@@ -149,4 +165,9 @@ def blank(output: Any) -> Any:
     """The same output without its images: None in every field, or in a tuple as long."""
     if output is None:
         return None
-    return (None,) * len(output) if isinstance(output, tuple) else type(output)(**{field.name: None for field in fields(output)})
+    return (None,) * len(output) if isinstance(output, tuple) else type(output)(**dict.fromkeys(_fields(output)))
+
+
+def _fields(output: Any) -> list[str]:
+    """The names of an output's fields; those that are None are no keys of it."""
+    return [field.name for field in fields(output)]

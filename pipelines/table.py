@@ -135,9 +135,19 @@ PIPELINES: dict[str, tuple[str, ...]] = {
 }
 NAMES = tuple(name for names in PIPELINES.values() for name in names)
 
-# diffusers 0.42 sets their num_videos_per_prompt to 1, whatever it is
+# diffusers 0.42 makes one a prompt, whatever num_images_per_prompt says, or fails, or mixes them up
 ONE_A_PROMPT = ("CogVideoXPipeline",)
 # Whose model's guidance is two halves of one batch, but not in these pipelines, and why: cfg_degree=2 is refused.
-NOT_HALVED: dict[str, str] = {}
+NOT_HALVED: dict[str, str] = {
+    **dict.fromkeys(("SanaSprintPipeline", "SanaSprintImg2ImgPipeline"), "does not make: the guidance scale is an input of its model"),
+    **dict.fromkeys(
+        ("StableDiffusion3PAGPipeline", "StableDiffusion3PAGImg2ImgPipeline", "PixArtSigmaPAGPipeline", "SanaPAGPipeline", "HunyuanDiTPAGPipeline"),
+        "does not make: perturbed attention makes it three thirds",
+    ),
+}
 # Where a call's results cannot be made apart, and why: data_degree > 1 is refused.
-NOT_DEALT: dict[str, str] = {}
+NOT_DEALT: dict[str, str] = {
+    **dict.fromkeys(("PRXPipeline", "PRXPixelPipeline"), "of diffusers 0.42 makes one a call"),
+    **dict.fromkeys(("CogView4Pipeline", "CogView4ControlPipeline"), "pads a call's prompts to the longest, and looks at the padding"),
+    "OmniGenPipeline": "gives all its tokens the positions of the first prompt's",
+}

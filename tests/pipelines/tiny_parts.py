@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import diffusers
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import CLIPTextConfig, CLIPTokenizer, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers import CLIPTextConfig, CLIPTokenizer, Gemma2Config, Gemma2Model, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 
 class Tiny(NamedTuple):
@@ -50,22 +50,32 @@ def clip_tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=16)
 
 
-def t5() -> T5EncoderModel:
-    return T5EncoderModel(T5Config(vocab_size=32, d_model=24, d_kv=8, num_heads=3, d_ff=32, num_layers=1, feed_forward_proj="gated-gelu")).eval()
+def t5(words: int = 32, width: int = 24) -> T5EncoderModel:
+    config = T5Config(vocab_size=words, d_model=width, d_kv=8, num_heads=3, d_ff=32, num_layers=1, feed_forward_proj="gated-gelu")
+    return T5EncoderModel(config).eval()
 
 
 def clip(tokenizer: CLIPTokenizer, kind: Callable[..., Any], width: int = 12, tokens: int = 16) -> Any:
     config = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=tokens,
-        projection_dim=width, bos_token_id=len(tokenizer) - 2, eos_token_id=len(tokenizer) - 1,
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, projection_dim=width,
+        max_position_embeddings=tokens, bos_token_id=len(tokenizer) - 2, eos_token_id=len(tokenizer) - 1,
     )  # fmt: skip
     return kind(config).eval()
 
 
-def vae(channels: int = 4, **config: Any) -> diffusers.AutoencoderKL:
+def vae(channels: int = 4, blocks: int = 2, **config: Any) -> diffusers.AutoencoderKL:
+    """Halves height and width at each block but the last."""
     return diffusers.AutoencoderKL(
-        latent_channels=channels, block_out_channels=(8, 16), norm_num_groups=4, sample_size=32, scaling_factor=0.5,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, **config,
+        latent_channels=channels, block_out_channels=(8,) * (blocks - 1) + (16,), norm_num_groups=4, sample_size=32, scaling_factor=0.5,
+        down_block_types=("DownEncoderBlock2D",) * blocks, up_block_types=("UpDecoderBlock2D",) * blocks, **config,
+    ).eval()  # fmt: skip
+
+
+def gemma2(width: int = 24) -> Gemma2Model:
+    return Gemma2Model(
+        Gemma2Config(
+            vocab_size=32, hidden_size=width, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+        )
     ).eval()  # fmt: skip
 
 

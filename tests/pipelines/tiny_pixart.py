@@ -20,4 +20,4 @@ def pixart(name: str, folder: Path) -> Any:
 
 
 CALL = dict(prompt="a red heart", guidance_scale=3.0, height=HEIGHT, width=WIDTH, max_sequence_length=9, use_resolution_binning=False)
-TINY = {name: Tiny(pixart, CALL) for name in ("PixArtAlphaPipeline", "PixArtSigmaPipeline")}
+TINY = {name: Tiny(pixart, CALL) for name in ("PixArtAlphaPipeline", "PixArtSigmaPipeline", "PixArtSigmaPAGPipeline")}
