@@ -37,14 +37,25 @@ class Place:
 
 
 def place(environ: Mapping[str, str] = os.environ) -> Place | None:
-    """This process's place as its launcher's variables tell it; None if no launcher started it."""
+    """This process's place as its launcher's variables tell it; None if no launcher started it, or it was started alone.
+
+    Raises:
+        ValueError: a variable that is no number.
+    """
     for rank, size, local_rank, local_size in _LAUNCHERS:
         if rank in environ and size in environ:
-            world_size = int(environ[size])
-            local = int(environ.get(local_rank, environ[rank]))
-            # Slurm writes "4(x2),3": tasks on each node; the first number is close enough to share out cores.
-            return Place(int(environ[rank]), world_size, local, int(re.match(r"\d+", environ.get(local_size, str(world_size)))[0]))  # type: ignore[index]
+            local = local_rank if local_rank in environ else rank
+            near = local_size if local_size in environ else size
+            found = Place(*(_number(environ, name) for name in (rank, size, local, near)))
+            return found if found.world_size > 1 else None
     return None
+
+
+def _number(environ: Mapping[str, str], name: str) -> int:
+    """The first whole number in a variable. Slurm writes "4(x2),3", tasks on each node: close enough to share out cores; OpenMP takes "4,2"."""
+    if match := re.match(r"\d+(?=$|[,(])", environ[name]):
+        return int(match[0])
+    raise ValueError(f"{name}={environ[name]!r} in the environment is not a whole number; set it right or unset it.")
 
 
 def under_launcher() -> bool:
@@ -97,7 +108,9 @@ def _check(config: ParallelConfig | None, here: Place, device_type: str) -> None
             f"{config} needs {config.world_size} ranks, but {started} started: "
             f"use torchrun --nproc-per-node {config.world_size}, or dit_usp.Engine, which starts them itself."
         )
-    if device_type == "cuda":
+    # torchrun, and we, show all ranks of a machine the same GPUs; srun and others may show each one its own (two on one GPU are refused by NCCL).
+    same_for_all = STORE in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+    if device_type == "cuda" and (same_for_all or num_gpus() != 1):
         check_gpus(here.local_world_size)
 
 
@@ -118,8 +131,9 @@ def _initialise(here: Place, device_type: str) -> None:
     os.environ.setdefault("LOCAL_RANK", str(here.local_rank))  # the Mesh finds its device by it
     options: dict[str, Any] = {"rank": here.rank, "world_size": here.world_size, **_meeting_point(here)}
     if device_type == "cuda":
-        torch.cuda.set_device(here.local_rank)
-        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=torch.device("cuda", here.local_rank), **options)
+        device = torch.device("cuda", here.local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device, **options)
     else:
         torch.set_num_threads(num_threads(here.local_world_size))
         dist.init_process_group("gloo", **options)
@@ -135,8 +149,14 @@ def _leave() -> None:
 
 
 def num_threads(local_world_size: int) -> int:
-    """Threads for one of `local_world_size` ranks on this machine: more than its cores, and OpenMP's spinning threads stall one another."""
-    return int(os.environ.get("OMP_NUM_THREADS", max(1, num_cores() // local_world_size)))
+    """Threads for one of `local_world_size` ranks on this machine: more than its cores, and OpenMP's spinning threads stall one another.
+
+    Raises:
+        ValueError: OMP_NUM_THREADS is no number.
+    """
+    if "OMP_NUM_THREADS" in os.environ:
+        return max(1, _number(os.environ, "OMP_NUM_THREADS"))
+    return max(1, num_cores() // local_world_size)
 
 
 def _meeting_point(here: Place) -> dict[str, Any]:
@@ -155,13 +175,13 @@ def master_address(environ: Mapping[str, str] = os.environ) -> tuple[str, int]:
     """Host and port of the first rank: MASTER_ADDR and MASTER_PORT, or for Slurm its first node and a port made of the job's number.
 
     Raises:
-        ValueError: the launcher tells neither.
+        ValueError: the launcher tells neither, or no number where one belongs.
     """
     if "MASTER_ADDR" in environ and "MASTER_PORT" in environ:
-        return environ["MASTER_ADDR"], int(environ["MASTER_PORT"])
+        return environ["MASTER_ADDR"], _number(environ, "MASTER_PORT")
     if "SLURM_STEP_NODELIST" not in environ:
         raise ValueError("This launcher does not say where the first rank is: set MASTER_ADDR and MASTER_PORT.")
-    job, step = int(environ.get("SLURM_JOB_ID", "0")), int(environ.get("SLURM_STEP_ID", "0"))
+    job, step = (_number({name: "0", **environ}, name) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     return first_host(environ["SLURM_STEP_NODELIST"]), 20000 + (job * 16 + step) % 20000
 
 

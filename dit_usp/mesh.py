@@ -92,4 +92,5 @@ def _group(device_mesh: DeviceMesh, axes: tuple[str, ...]) -> dist.ProcessGroup:
 def _device(device_type: str) -> torch.device:
     if device_type == "cpu":
         return torch.device("cpu")
-    return torch.device(device_type, int(os.environ.get("LOCAL_RANK", dist.get_rank() % torch.accelerator.device_count())))
+    # srun may show each of a machine's ranks a single GPU, its own
+    return torch.device(device_type, int(os.environ.get("LOCAL_RANK", dist.get_rank())) % torch.accelerator.device_count())

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from dit_usp import launch
+from dit_usp import launch, mesh
 from dit_usp.config import ParallelConfig
 from dit_usp.launch import Place, first_host, master_address, num_threads, place, under_launcher
 
@@ -45,10 +45,29 @@ if "fail" in sys.argv[1:]:
         # A batch script: Slurm has given it 6 tasks, but it is one process and no rank.
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "6", "SLURM_LOCALID": "0"}, None),
         (SLURM | TORCHRUN, Place(5, 8, 1, 4)),  # torchrun started by srun
+        # Alone: a step of one task, a torchrun of one rank. Such a process may start ranks itself.
+        (SLURM | {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, None),
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, None),
     ],
 )
 def test_place(environ, expected):
     assert place(environ) == expected
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])
+def test_a_variable_that_is_no_number_is_named(name):
+    with pytest.raises(ValueError, match=rf"^{name}='x1' in the environment is not a whole number; set it right or unset it\.$"):
+        place({**TORCHRUN, name: "x1"})
+
+
+def test_a_bad_variable_is_one_line_of_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "dit_usp", "generate", "red heart", "--print-plan"],
+        env={**os.environ, **TORCHRUN, "RANK": "x"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (2, "dit-usp: RANK='x' in the environment is not a whole number; set it right or unset it.\n")
 
 
 def test_this_process_is_no_rank(monkeypatch):
@@ -78,8 +97,12 @@ def test_threads_share_the_cores_unless_the_user_says_otherwise(monkeypatch):
     monkeypatch.setattr(launch, "num_cores", lambda: 6)
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert [num_threads(ranks) for ranks in (1, 2, 4, 6, 12)] == [6, 3, 1, 1, 1]
-    monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert num_threads(6) == 5
+    for text in ("5", "5,2"):  # the second is for loops within loops
+        monkeypatch.setenv("OMP_NUM_THREADS", text)
+        assert num_threads(6) == 5
+    monkeypatch.setenv("OMP_NUM_THREADS", "all")
+    with pytest.raises(ValueError, match=r"^OMP_NUM_THREADS='all' in the environment is not a whole number"):
+        num_threads(6)
 
 
 def test_another_number_of_ranks_is_refused_before_they_meet(monkeypatch):
@@ -98,6 +121,25 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"^4 ranks need 4 GPUs, but this machine has 2\. Start at most 2 ranks, or compute on the CPU\.$"):
         launch.check_gpus(4)
     launch.check_gpus(2)
+
+
+def test_a_rank_that_sees_one_gpu_alone_has_it(monkeypatch):
+    """srun --gpus-per-task=1; torchrun shows all ranks the same GPUs."""
+    monkeypatch.setattr(launch, "num_gpus", lambda: 1)
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    launch._check(None, place(), "cuda")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with pytest.raises(ValueError, match="2 ranks need 2 GPUs, but this machine has 1"):
+        launch._check(None, place(), "cuda")
+
+
+def test_its_device_is_the_only_one(monkeypatch):
+    monkeypatch.setattr(mesh.torch.accelerator, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert mesh._device("cuda").index == 0
+    monkeypatch.setattr(mesh.torch.accelerator, "device_count", lambda: 4)
+    assert mesh._device("cuda").index == 3
 
 
 def run_world(environs, command, *args):

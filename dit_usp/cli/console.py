@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 def talks() -> bool:
     """Whether this process speaks for its job: under a launcher every rank parses the command, and the first one talks."""
-    here = launch.place()
+    try:
+        here = launch.place()
+    except ValueError:  # about to be refused, by a rank that does not know which it is
+        return True
     return here is None or here.rank == 0
 
 
