@@ -11,12 +11,13 @@ from typing import Any
 
 from dit_usp import __version__
 from dit_usp.config import ParallelConfig
+from dit_usp.errors import RankError
 from dit_usp.launch import check_gpus, num_gpus, place
-from dit_usp.request import Picture, Request
+from dit_usp.request import Picture, Request, random_seed, told_of_call
 from dit_usp.saving import Target, remove_unfinished, result_format
 from dit_usp.signature import PER_PROMPT, RATES, read_call
 from dit_usp.status import Doing
-from dit_usp.supervise import RankError, Ranks
+from dit_usp.supervise import Ranks
 from dit_usp.worker import Worker
 
 __all__ = ["Engine", "RankError", "run"]
@@ -36,7 +37,7 @@ class Engine:
         parallel: the degrees; their product is the number of ranks.
         nproc: the number of ranks, laid out as the model allows (`.parallel` says how). With neither: one rank a GPU, or one.
         device: "cuda" or "cpu"; None: cuda where there is one.
-        dtype: such as "bfloat16" or torch.bfloat16; None: as stored.
+        dtype: such as "bfloat16" or torch.bfloat16; None: float32, also where the files hold another.
         **from_pretrained: anything else the pipeline's from_pretrained takes; must pickle.
 
     Attributes:
@@ -59,7 +60,7 @@ class Engine:
         **from_pretrained: Any,
     ) -> None:
         _refuse_inside_a_rank()
-        self.model = str(model)
+        self.model, self.dtype = str(model), str(dtype or "float32").removeprefix("torch.")
         self._lock = threading.Lock()
         self._ranks = Ranks(_world_size(parallel, nproc, device))
         try:
@@ -76,7 +77,8 @@ class Engine:
 
         Args:
             prompt: what to show; nothing for a pipeline that takes no text.
-            seed: fixes the noise; a list: one for each picture; None: another picture each time.
+            seed: fixes the noise; a list: one for each picture; None: another picture each time, whose seed is
+                in the file that it is saved in.
             save: a file, or a list of them, for the results, which the first rank writes; a name that is taken becomes heart-2.png. The suffix is
                 the format (.png, .jpg, .webp; .mp4, .webm, .gif; .wav); .safetensors keeps the latents and decodes nothing.
             fps: pictures a second of a clip; None: what suits the pipeline.
@@ -90,6 +92,9 @@ class Engine:
             ValueError, TypeError, UnsupportedError: the call is refused; the engine stays usable.
             RankError: a rank died, failed or stopped answering; the engine is closed.
         """
+        parameters = read_call(self.pipeline).parameters
+        if seed is None and "generator" in parameters and "generator" not in call:
+            seed = random_seed()
         seeds = seed if isinstance(seed, list) else [] if seed is None else [seed]
         taken = read_call(self.pipeline).first(RATES)
         if taken and fps is not None:
@@ -113,10 +118,19 @@ class Engine:
         formats = {result_format(path, read_call(self.pipeline)) for path in paths}
         if "safetensors" in formats and len(formats) > 1:
             raise ValueError("latents (.safetensors) and decoded results cannot be saved from one call; make two.")
-        told = {"model": self.model, "layout": str(self.parallel), "ranks": self.parallel.world_size, "versions": versions()}
-        # One seed for several pictures is the seed of all of them together.
-        each = seeds if len(seeds) == len(paths) else (seeds or [None]) * len(paths)  # type: ignore[list-item]
-        return [Target(str(path), {"prompt": text, "seed": own, **told}, fps=fps) for path, text, own in zip(paths, prompts, each, strict=True)]
+        each = [{"seed": own} for own in seeds] if len(seeds) == len(paths) else [self._part(seeds, index, len(paths)) for index in range(len(paths))]
+        told = self._told(call)
+        return [Target(str(path), {"prompt": text, **own, **told}, fps=fps) for path, text, own in zip(paths, prompts, each, strict=True)]
+
+    def _part(self, seeds: list[int], index: int, total: int) -> dict[str, Any]:
+        """One seed for several pictures is the seed of all of them together: which of how many this one is belongs to it."""
+        return {"seed": seeds[0] if seeds else None} | ({"index": index, "of": total} if total > 1 else {})
+
+    def _told(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        """What every file of a call says, beside its own prompt, seed and size."""
+        model = {"model": self.model, "pipeline": self.pipeline, "dtype": self.dtype}
+        layout = {"layout": str(self.parallel), "ranks": self.parallel.world_size, "versions": versions()}
+        return model | told_of_call(read_call(self.pipeline), call) | layout
 
     def _ask(self, name: str, **arguments: Any) -> Any:
         with self._lock:

@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import itertools
+import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from dit_usp.config import ParallelConfig
 from dit_usp.saving import Target
+from dit_usp.signature import Call
 
 MAX_SEED = 2**63 - 1  # what torch.Generator.manual_seed takes and every format writes exactly
+_RANDOM_SEEDS = 2**32  # short enough to be typed again
+_NAMED = {"num_inference_steps": "steps", "guidance_scale": "guidance", "negative_prompt": "negative"}
+
+
+def random_seed() -> int:
+    """A seed for a picture that was asked for without one."""
+    return secrets.randbelow(_RANDOM_SEEDS)
+
+
+def told_of_call(call: Call, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file tells of the call that made it: steps and guidance, if only the pipeline's own, and all plain values that were given."""
+    own: dict[str, Any] = {name: call.parameters[name].default for name in ("num_inference_steps", "guidance_scale") if name in call.parameters}
+    return {_NAMED.get(name, name): value for name, value in {**own, **arguments}.items() if value is not None and _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    return all(map(_is_plain, value)) if isinstance(value, (list, tuple)) else isinstance(value, (str, int, float))
 
 
 @dataclass(frozen=True)

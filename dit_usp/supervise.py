@@ -24,6 +24,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from dit_usp.errors import RankError
 from dit_usp.launch import STORE, num_threads
 from dit_usp.rank import REFUSALS, Failure
 from dit_usp.status import Doing, Status, status_path
@@ -34,20 +35,6 @@ UNWIND_S = 2.0  # for a rank that is saving: time to remove the unfinished file
 # After a first exception the other ranks' answers are waited for: a refusal is raised by all (some may still be importing), any other error is not,
 # but it may follow from the death of a rank, which is then about to be noticed.
 REFUSAL_S, ERROR_S = 10.0, 1.0
-
-
-class RankError(RuntimeError):
-    """A rank died, failed or stopped answering, and with it the job.
-
-    Attributes:
-        rank: which one.
-        stage: what it was doing: "load", "idle", "encode", "denoise step 3/10", "decode", "save".
-        cause: why.
-    """
-
-    def __init__(self, rank: int, stage: str, cause: str, log: str) -> None:
-        super().__init__(f"rank {rank} {cause} during {stage}; its log is {log}")
-        self.rank, self.stage, self.cause = rank, stage, cause
 
 
 @dataclass
