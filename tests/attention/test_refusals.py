@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_traffic import Traffic
+from traffic import Traffic
 
 from dit_usp import ParallelConfig, init_mesh, usp_attention
 from dit_usp.attention import attend, prepare_mask
