@@ -121,6 +121,7 @@ class Injection:
         self.twins: dict[tuple[int, type], type] = {}
         self.attentions: list[tuple[Exchange | Reduce, nn.Module]] = []
         self.processors: list[Any] = []  # ours, one for each of the attentions
+        self.made: dict[int, list[tuple[Any, Any]]] = {}  # by attention module: processors that were met, and ours in their place
         self.gathered: set[int] = set()  # the Gather words that acted in the forward under way
         self.cuts: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # of tensors that every block is handed: cut once a forward
         self.counts = self._counts()
@@ -402,10 +403,19 @@ class Injection:
                             self.mesh.config.check_heads(heads, self.plan.model)
 
     def _rebound(self, word: Exchange | Reduce, module: nn.Module) -> Any:
-        """Give an attention module our processor in place of its own, and return it. Undone unless the user has set another one since."""
-        original = module.processor
+        """Give an attention module our processor in place of its own, and return it. Undone unless the user has set another one since.
+
+        Pipelines with perturbed attention set theirs at every call, and put back what they found: ours.
+        """
+        original: Any = module.processor
+        made = self.made.setdefault(id(module), [])
+        for known, ours in made:
+            if original is known or original is ours:
+                module.processor = ours
+                return ours
         processor = self._summed(original) if isinstance(word, Reduce) else self._twin(word, original)
         module.processor = processor
+        made.append((original, processor))
         self.undo.append(lambda: setattr(module, "processor", original) if module.processor is processor else None)
         return processor
 
@@ -413,7 +423,7 @@ class Injection:
         """A linear attention over all ranks."""
         if type(original).__name__ not in LINEAR:
             raise UnsupportedError(f"{type(original).__name__} of {self.plan.model} cannot be summed over ranks. Set one of {', '.join(LINEAR)}.")
-        return LinearProcessor(self.mesh.sequence)
+        return LinearProcessor(self.mesh.sequence, LINEAR[type(original).__name__])
 
     def _twin(self, word: Exchange, original: Any) -> Any:
         """A processor of a twin class, which shares the original's state."""

@@ -15,15 +15,22 @@ from torch import Tensor
 
 from dit_usp import collectives
 
-LINEAR = ("SanaLinearAttnProcessor2_0", "SanaLinearAttnProcessor3_0")
+# The processors that ours stands for, and of how many parts their batch is where the last one is perturbed (PAG, arXiv 2403.17377): its tokens
+# see themselves alone.
+LINEAR = {
+    "SanaLinearAttnProcessor2_0": 0,
+    "SanaLinearAttnProcessor3_0": 0,
+    "PAGIdentitySanaLinearAttnProcessor2_0": 2,
+    "PAGCFGSanaLinearAttnProcessor2_0": 3,
+}
 EPS = 1e-15  # diffusers' own, in both processors
 
 
 class LinearProcessor:
     """Stands for the processors of LINEAR. With rotary_emb (SANA-Video), the state is rotated and the normaliser is not."""
 
-    def __init__(self, group: dist.ProcessGroup) -> None:
-        self.group = group
+    def __init__(self, group: dist.ProcessGroup, parts: int = 0) -> None:
+        self.group, self.parts = group, parts
 
     def __call__(
         self,
@@ -33,14 +40,17 @@ class LinearProcessor:
         attention_mask: Tensor | None = None,
         rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
+        if not self.parts:
+            return self._linear(attn, hidden_states, rotary_emb)
+        *seeing, perturbed = hidden_states.chunk(self.parts)
+        return torch.cat([self._linear(attn, torch.cat(seeing), rotary_emb), _out(attn, attn.to_v(perturbed), rotary_emb)])
+
+    def _linear(self, attn: Any, hidden_states: Tensor, rotary_emb: tuple[Tensor, Tensor] | None) -> Tensor:
         query, key, value = (project(hidden_states) for project in (attn.to_q, attn.to_k, attn.to_v))
         query = query if attn.norm_q is None else attn.norm_q(query)
         key = key if attn.norm_k is None else attn.norm_k(key)
         q, k, v = (tensor.unflatten(-1, (attn.heads, -1)).movedim(1, 2) for tensor in (F.relu(query), F.relu(key), value))  # (B, H, L, D)
-        out = self._attend(q, k, v, rotary_emb).movedim(2, 1).flatten(2).to(hidden_states.dtype)
-        for layer in attn.to_out:
-            out = layer(out)
-        return out.clip(-65504, 65504) if rotary_emb is None and out.dtype == torch.float16 else out
+        return _out(attn, self._attend(q, k, v, rotary_emb).movedim(2, 1).flatten(2).to(hidden_states.dtype), rotary_emb)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, rotary_emb: tuple[Tensor, Tensor] | None) -> Tensor:
         keys = k if rotary_emb else k.float()  # the normaliser of the rotated kind is in the model's own dtype
@@ -48,6 +58,12 @@ class LinearProcessor:
         turned_q, turned_k = (_rotate(x, *rotary_emb).float() for x in (q, k)) if rotary_emb else (q.float(), k.float())
         state = collectives.total(turned_k.mT @ v.float(), self.group)
         return (turned_q @ state) / (q.to(keys.dtype) @ normaliser.mT + EPS)
+
+
+def _out(attn: Any, out: Tensor, rotary_emb: tuple[Tensor, Tensor] | None) -> Tensor:
+    for layer in attn.to_out:
+        out = layer(out)
+    return out.clip(-65504, 65504) if rotary_emb is None and out.dtype == torch.float16 else out
 
 
 def _rotate(x_BHLD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -81,6 +81,7 @@ class Call:
         marked: exchange only calls that pass diffusers' parallel_config (see dit_usp.translate).
         mask: "outer" where the processor builds the outer product of a key mask with itself: over its own piece, so ours is built from all pieces,
             once a forward: such models have one mask for all blocks.
+            "identity" where tokens of the first stream see of their own stream themselves alone (perturbed attention): a diagonal over its own piece.
             "native" where the model makes it for torch's own backends only, and gives others a window that they would count from their own piece.
     """
 
@@ -89,7 +90,7 @@ class Call:
     shared: Literal["", "prefix", "suffix"] = ""
     local: bool = False
     marked: bool = False
-    mask: Literal["", "outer", "native"] = ""
+    mask: Literal["", "outer", "identity", "native"] = ""
 
 
 @dataclass(frozen=True)

@@ -141,12 +141,13 @@ class Sharding:
         """The mask with its exchanges done: once a forward where all blocks are handed the same one."""
         use = (call, heads, lengths, kv_lengths)
         # What is a view on a rank with one token or none may be a copy on the others: then no rank looks back, or their exchanges part.
-        lasting = call.mask == "outer" or min(*lengths, *kv_lengths) > 1
-        if lasting and use in self._masks and (call.mask == "outer" or _same(self._masks[use][0], mask)):
+        remade = call.mask in ("outer", "identity")
+        lasting = remade or min(*lengths, *kv_lengths) > 1
+        if lasting and use in self._masks and (remade or _same(self._masks[use][0], mask)):
             return self._masks[use][1]
         rows = mask[..., :1, :] if mask.stride(-2) == 0 else mask  # one row, expanded: a mask of keys (Lumina-Next)
-        if call.mask == "outer":
-            rows = self._outer(mask, own, common, kv_lengths)
+        if remade:
+            rows = self._outer(mask, own, common, kv_lengths) if call.mask == "outer" else self._identity(mask, call, kv_lengths)
             own, common = slice(sum(kv_lengths)), slice(sum(kv_lengths), None)
         elif mask is self.late:
             rows = self._own_rows(mask, lengths)
@@ -188,6 +189,15 @@ class Sharding:
         m = mask_BHLL.diagonal(dim1=-2, dim2=-1)
         keys = torch.cat([collectives.gather(m[..., own], -1, kv_lengths, self.mesh.sequence), m[..., common]], -1)
         return m[..., :, None] * keys[..., None, :]
+
+    def _identity(self, mask: Tensor, call: Call, kv_lengths: tuple[int, ...]) -> Tensor:
+        """The processor's mask over its own piece, remade over all keys: this rank's diagonal, and nothing of its stream on the others."""
+        rank, stream = self.mesh.sequence.rank(), self.streams.sizes(call.keys and call.keys[:1])
+        pieces = [mask.new_zeros(*mask.shape[:-1], length) for length in kv_lengths]
+        for piece, length in zip(pieces, stream, strict=True):
+            piece[..., : stream[rank], :length] = -torch.inf
+        pieces[rank] = mask
+        return torch.cat(pieces, -1)
 
     def _own_rows(self, mask: Tensor, lengths: tuple[int, ...]) -> Tensor:
         """This rank's rows of a mask (batch, queries, keys) or (batch, heads, queries, keys)."""

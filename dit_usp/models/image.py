@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dit_usp.plan import KEEP, Call, batch, exchange, gather, local_int, log_base, neighbour, reduce, replicate, shard_plan, split
 
+PERTURBED = Call(("image", "text"), ("image", "text"), mask="identity")  # PAG, arXiv 2403.17377
 HIDREAM = ("image", "t5", "llama", "llama")  # a layer's own words come last, and leave after it
 
 PLANS = (
@@ -56,8 +57,11 @@ PLANS = (
         split(":encoder_hidden_states", dim=1, stream="text"),
         exchange(
             "transformer_blocks.*.attn",
-            # the second call of the IP-Adapter: image tokens look at the image and at the adapter's tokens, which every rank holds
-            calls={"SD3IPAdapterJointAttnProcessor2_0": (Call(), Call(("image",), ("image",), shared="suffix"))},
+            calls={
+                # the second call of the IP-Adapter: image tokens look at the image and at the adapter's tokens, which every rank holds
+                "SD3IPAdapterJointAttnProcessor2_0": (Call(), Call(("image",), ("image",), shared="suffix")),
+                **dict.fromkeys(("PAGCFGJointAttnProcessor2_0", "PAGJointAttnProcessor2_0"), (Call(), PERTURBED)),
+            },
         ),
         exchange("transformer_blocks.*.attn2", queries="image", keys="image", optional=True),  # dual attention: SD3.5 medium
         gather("proj_out", dim=1),
@@ -171,6 +175,7 @@ PLANS = (
     shard_plan(
         "OmniGenTransformer2DModel",
         batch(":input_img_latents", dim=None),  # of all samples in one list
+        batch(":position_ids", dim=-1),  # those of the first sample are everybody's
         split("rope[0]", "rope[1]", dim=0),
         split("layers.0:hidden_states", dim=1),
         split("layers.*:attention_mask", dim=2),

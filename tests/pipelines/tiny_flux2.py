@@ -8,6 +8,7 @@ from typing import Any
 import diffusers
 from PIL import Image
 from tiny import build
+from tiny_image_parts import flux2_vae
 from tiny_parts import HEIGHT, WIDTH, Tiny, mask, picture, t5_tokenizer
 from transformers import Mistral3Config, Mistral3ForConditionalGeneration, MistralConfig, PixtralVisionConfig, Qwen3Config, Qwen3ForCausalLM
 
@@ -19,12 +20,8 @@ LISTED = "{% for message in messages %}{% for part in message['content'] %}{{ pa
 def parts(template: str) -> dict[str, Any]:
     tokenizer = t5_tokenizer()
     tokenizer.chat_template = template
-    autoencoder = diffusers.AutoencoderKLFlux2(
-        latent_channels=2, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, sample_size=32,
-        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-    )  # fmt: skip
     transformer, _ = build("flux2")
-    return dict(tokenizer=tokenizer, vae=autoencoder.eval(), transformer=transformer, scheduler=diffusers.FlowMatchEulerDiscreteScheduler())
+    return dict(tokenizer=tokenizer, vae=flux2_vae(2), transformer=transformer, scheduler=diffusers.FlowMatchEulerDiscreteScheduler())
 
 
 def flux2(name: str, folder: Path) -> Any:

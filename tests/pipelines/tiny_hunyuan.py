@@ -23,8 +23,8 @@ def parts() -> dict[str, Any]:
     """Always 77 and 256 words; eight pixels a latent."""
     bert = BertConfig(vocab_size=32, hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=80)
     return dict(
-        vae=vae(blocks=4), text_encoder=BertModel(bert).eval(), tokenizer=t5_tokenizer(), scheduler=diffusers.DDPMScheduler(prediction_type="v_prediction"),
-        transformer=redraw(diffusers.HunyuanDiT2DModel(**DIT, num_layers=4)), text_encoder_2=t5(width=16), tokenizer_2=t5_tokenizer(),
+        vae=vae(blocks=4), text_encoder=BertModel(bert).eval(), tokenizer=t5_tokenizer(), text_encoder_2=t5(width=16), tokenizer_2=t5_tokenizer(),
+        scheduler=diffusers.DDPMScheduler(prediction_type="v_prediction"), transformer=redraw(diffusers.HunyuanDiT2DModel(**DIT, num_layers=4)),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
 

@@ -7,9 +7,13 @@ from typing import Any
 
 import diffusers
 from tiny import redraw
+from tiny_image_parts import qwen2_processor, qwen2_vl, qwen_tokenizer, smaller
 from tiny_parts import HEIGHT, WIDTH, Tiny, vae
 from tiny_video_parts import chat_tokenizer, qwen_vl_text
+from tiny_video_parts import picture as photo
 from transformers import Qwen2_5_VLTextModel
+
+smaller("longcat_image.pipeline_longcat_image_edit")
 
 
 def parts() -> dict[str, Any]:
@@ -27,7 +31,15 @@ def longcat(name: str, folder: Path) -> Any:
     return pipe
 
 
+def edit(name: str, folder: Path) -> Any:
+    pipe = diffusers.LongCatImageEditPipeline(text_encoder=qwen2_vl(), tokenizer=qwen_tokenizer(), text_processor=qwen2_processor(), **parts())
+    pipe.prompt_template_encode_prefix = "big <|vision_start|><|image_pad|><|vision_end|>"
+    pipe.prompt_template_encode_suffix, pipe.tokenizer_max_length = "on the", 9
+    return pipe
+
+
 CALL = dict(prompt="a red heart 'dog'", negative_prompt="cat")
 TINY = {
     "LongCatImagePipeline": Tiny(longcat, CALL | dict(height=HEIGHT, width=WIDTH, enable_prompt_rewrite=False)),
+    "LongCatImageEditPipeline": Tiny(edit, lambda: CALL | dict(image=photo())),
 }

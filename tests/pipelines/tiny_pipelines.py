@@ -42,7 +42,6 @@ MISSING_TINY = (
     "BriaFiboPipeline",
     "BriaFiboEditPipeline",
     "BriaFibo2Pipeline",
-    "LongCatImageEditPipeline",
     "OvisImagePipeline",
     "Krea2Pipeline",
     "Ideogram4Pipeline",

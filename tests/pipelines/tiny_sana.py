@@ -47,7 +47,7 @@ CALL = dict(
 )  # fmt: skip
 TINY = {
     "SanaPipeline": Tiny(sana, CALL),
-    "SanaPAGPipeline": Tiny(sana, CALL),
+    "SanaPAGPipeline": Tiny(sana, CALL | dict(guidance_scale=2.0, pag_scale=1.0)),
     "SanaControlNetPipeline": Tiny(with_net, lambda: CALL | dict(control_image=picture())),
     "SanaSprintPipeline": Tiny(sprint, CALL),
     "SanaSprintImg2ImgPipeline": Tiny(sprint, lambda: CALL | dict(image=picture(), strength=0.9, num_inference_steps=3, intermediate_timesteps=None)),
