@@ -6,7 +6,7 @@ import io
 import json
 import struct
 import wave
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -67,8 +67,8 @@ def write_movie(clip: Clip, path: Path, form: str, fps: float, told: Mapping[str
             container.mux(video.encode(frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")))
         container.mux(video.encode(None))
         if clip.sound:
-            container.mux(sound.encode(_sound_frame(clip.sound)))
-            container.mux(sound.encode(None))
+            for heard in (*_sound_frames(clip.sound, sound.rate), None):
+                container.mux(sound.encode(heard))
 
 
 def _even(picture: Image) -> np.ndarray:
@@ -80,20 +80,26 @@ def _even(picture: Image) -> np.ndarray:
 
 
 def _sound_stream(container: Any, codec: str, sound: Sound) -> Any:
-    """At the sound's own rate if the codec has it, else at 48 kHz, to which PyAV resamples."""
+    """At the sound's own rate if the codec has it, else at 48 kHz."""
     import av
 
     rates = av.Codec(codec, "w").audio_rates or []
     return container.add_stream(codec, rate=sound.rate if sound.rate in rates else 48000, layout=_layout(sound))
 
 
-def _sound_frame(sound: Sound) -> Any:
+def _sound_frames(sound: Sound, rate: int) -> Iterator[Any]:
+    """The samples as PyAV's frames at `rate`, each with its time: the resampler leaves out the first one's."""
     import av
     import numpy as np
 
     frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(_channels(sound), dtype=np.float32), format="fltp", layout=_layout(sound))
     frame.sample_rate = sound.rate
-    return frame
+    resampler = av.AudioResampler(format="fltp", layout=_layout(sound), rate=rate)
+    start = 0
+    for part in (part for given in (frame, None) for part in resampler.resample(given)):  # None: what it still holds
+        part.pts, part.time_base = start, Fraction(1, rate)
+        start += part.samples
+        yield part
 
 
 def _channels(sound: Sound) -> np.ndarray:

@@ -13,6 +13,9 @@ from dit_usp.saving import Target, save
 from dit_usp.signature import KINDS, RATES, TRACKS, Call
 
 
+_ALONE = ("Cosmos3OmniPipeline", "SanaWMPipeline")  # their results are one clip, not a batch of them
+
+
 def save_results(output: Mapping[str, Any], targets: Sequence[Target], pipe: Any, made: Call, call: Mapping[str, Any]) -> list[str]:
     """Write every result of a pipeline's output to its target; return the paths they got.
 
@@ -23,14 +26,14 @@ def save_results(output: Mapping[str, Any], targets: Sequence[Target], pipe: Any
     if targets[0].wants_latents:
         return [str(save(_latents(output, row, len(targets)), target)) for row, target in enumerate(targets)]
     field = next(name for name in made.results if name in KINDS)
-    rows = [output[field]] if field == "video" else output[field]  # that one is no batch
+    rows = [output[field]] if made.name in _ALONE else output[field]
     paths = []
     for row, (value, target) in enumerate(zip(rows, targets, strict=True)):
         if made.kind == "sound":
             paths.append(save(Sound(_array(value), sampling_rate(pipe)), target))
         elif made.kind == "clip":
             rate = next((call[name] for name in RATES if name in call), None)
-            paths.append(save(Clip(_pictures(value), _track(output, row, pipe)), replace(target, fps=target.fps or made.played(rate))))
+            paths.append(save(Clip(_pictures(value), _track(output, row, pipe, made)), replace(target, fps=target.fps or made.played(rate))))
         else:
             paths += _save_pictures(value, target)
     return [str(path) for path in paths]
@@ -38,18 +41,18 @@ def save_results(output: Mapping[str, Any], targets: Sequence[Target], pipe: Any
 
 def _save_pictures(value: Any, target: Target) -> list[Path]:
     """One picture; or the layers of one, each in a file with its number (owl-1.png, owl-2.png)."""
-    if not isinstance(value, (list, tuple)):
-        return [save(value, target)]
+    if not isinstance(value, (list, tuple)) or len(value) == 1:
+        return [save(value if not isinstance(value, (list, tuple)) else value[0], target)]
     path = Path(target.path)
     return [save(layer, replace(target, path=str(path.with_stem(f"{path.stem}-{number}")))) for number, layer in enumerate(value, 1)]
 
 
-def _track(output: Mapping[str, Any], row: int, pipe: Any) -> Sound | None:
-    """The sound of a clip: (C, N) or (N,) for each, or the whole field where the clip is no batch."""
+def _track(output: Mapping[str, Any], row: int, pipe: Any, made: Call) -> Sound | None:
+    """The sound of a clip: (C, N) or (N,) for each."""
     field = next((name for name in TRACKS if output.get(name) is not None), None)
     if field is None:
         return None
-    return Sound(_array(output[field] if "video" in output else output[field][row]), sampling_rate(pipe))
+    return Sound(_array(output[field] if made.name in _ALONE else output[field][row]), sampling_rate(pipe))
 
 
 def _latents(output: Mapping[str, Any], row: int, rows: int) -> dict[str, Any]:

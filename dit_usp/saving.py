@@ -27,7 +27,11 @@ _ANIMATIONS = {".webp": "WEBP", ".gif": "GIF"}  # what pillow writes without a v
 SUFFIXES: dict[str, dict[str, str]] = {"picture": _PICTURES, "clip": {**_MOVIES, **_ANIMATIONS}, "sound": {".wav": "wav"}}
 MAX_FPS = {**dict.fromkeys(_MOVIES, 240.0), **dict.fromkeys(_ANIMATIONS, 50.0)}  # viewers slow animations of less than 20 ms a picture down
 
-_LINEAR = ("LTX2HDRPipeline",)
+# Pipelines of diffusers 0.42 whose decoded results fit no file, and why.
+_LATENTS_ONLY = {
+    "LTX2HDRPipeline": "makes linear light, which {suffix} does not hold",
+    "EasyAnimateControlPipeline": "cannot decode (it calls a method that it does not have)",
+}
 
 _EXIF_IFD, _USER_COMMENT, _SOFTWARE = 0x8769, 0x9286, 0x0131  # Exif 2.3, 4.6.5 and 4.6.3
 _ASCII = b"ASCII\0\0\0"  # how a UserComment says its coding
@@ -147,19 +151,19 @@ def result_format(path: Path, made: Call) -> str:
     """`file_format` for what a pipeline makes.
 
     Raises:
-        ValueError: also for latents that the pipeline does not give, and for linear light that no clip's format holds.
+        ValueError: also for latents that the pipeline does not give, and for a pipeline that gives nothing else.
     """
     form = file_format(path, made.kind)
     if form == "safetensors" and not made.gives_latents:
         raise ValueError(f"{path.name}: {made.name} has no latents to save; use {', '.join(SUFFIXES[made.kind])}.")
-    if form != "safetensors" and made.name in _LINEAR:
-        raise ValueError(f"{path.name}: {made.name} makes linear light, which {path.suffix} does not hold; use {TENSORS}, or call it from Python.")
+    if form != "safetensors" and (reason := _LATENTS_ONLY.get(made.name)):
+        raise ValueError(f"{path.name}: {made.name} {reason.format(suffix=path.suffix)}; use {TENSORS}.")
     return form
 
 
 def default_suffix(made: Call) -> str:
     """Of files that are named after their prompt."""
-    if made.name in _LINEAR:
+    if made.name in _LATENTS_ONLY:
         return TENSORS
     return {"picture": ".png", "clip": ".mp4" if has_pyav() else ".webp", "sound": ".wav"}[made.kind]
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dit_usp import prompts
-from dit_usp.cli.inputs import Inputs, check_needs
+from dit_usp.cli.inputs import Inputs, check_needs, check_size
 from dit_usp.cli.model import Model
 from dit_usp.cli.settings import read_settings
 
@@ -44,6 +44,7 @@ def arguments(options: Options, model: Model, inputs: Inputs, timing: Mapping[st
     _check_sizes(call, model)
     call |= read_settings(options.settings, model, inputs.taken)
     check_needs(call, inputs, model)
+    check_size(call, model)
     return call
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +27,17 @@ _CONDITIONS: dict[str, dict[str, Any]] = {"--image": {"index": 0}, "--video": {"
 
 # Pipelines whose several pictures belong to one result, though the annotation does not say so.
 _SEVERAL = ("QwenImageEditPlusPipeline", "QwenImage21Pipeline")
+_KEEP_SIZE = ("ZImageImg2ImgPipeline", "ZImageInpaintPipeline")
+_FROM_PYTHON = ("VisualClozePipeline", "VisualClozeGenerationPipeline")
 # What a pipeline needs, where the annotation tells otherwise. An inner tuple: one of them is enough; nothing: it can do without.
 _NEEDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "CogVideoXFunControlPipeline": (("control_video",),),
     "CosmosVideoToWorldPipeline": (("image", "video"),),
     "Cosmos2VideoToWorldPipeline": (("image", "video"),),
-    "EasyAnimateControlPipeline": (("control_video", "control_camera_video"),),
-    "EasyAnimateInpaintPipeline": (("video",), ("mask_video",)),
+    "Flux2KleinInpaintPipeline": (("image",), ("mask_image",)),
+    "HunyuanImageRefinerPipeline": (("image",),),
+    "EasyAnimateControlPipeline": (),
+    "EasyAnimateInpaintPipeline": (("video",),),
     "FluxFillPipeline": (("image",), ("mask_image",)),
     "FluxKontextInpaintPipeline": (("image",), ("mask_image",)),
     "LongCatImageEditPipeline": (("image",),),
@@ -44,6 +48,7 @@ _NEEDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "QwenImageEditPlusPipeline": (("image",),),
     "QwenImageLayeredPipeline": (("image",),),
     "StableAudio3AudioToAudioPipeline": (("audio",),),
+    "StableAudio3InpaintPipeline": (("audio",),),
 }
 
 
@@ -70,6 +75,8 @@ def read_inputs(options: Options, model: Model) -> Inputs:
     Raises:
         ValueError: the pipeline has no such argument, takes one where several are given; a file cannot be read.
     """
+    if model.pipeline in _FROM_PYTHON:
+        raise ValueError(f"{model.pipeline} starts from a table of example pictures; call it from Python.")
     given = {
         "--image": options.image,
         "--mask": (options.mask,) if options.mask else (),
@@ -106,6 +113,19 @@ def _first(option: str, model: Model) -> str | None:
     return next((name for name in usable if name != "conditions" or "image" not in model.parameters), None)
 
 
+def check_size(call: Mapping[str, Any], model: Model) -> None:
+    """No other size than the given picture's is asked for, where the pipeline cannot resize.
+
+    Raises:
+        ValueError: one is.
+    """
+    if model.pipeline not in _KEEP_SIZE or not isinstance(path := call.get("image"), str):
+        return
+    width, height = media.read_picture(path).size
+    if (call.get("height", height), call.get("width", width)) != (height, width):
+        raise ValueError(f"{model.pipeline} keeps the size of --image, {width} x {height}; leave out --height and --width.")
+
+
 def _check(option: str, paths: Sequence[str], argument: str, model: Model) -> None:
     form = media.form(model.pipeline, argument)
     assert form
@@ -117,12 +137,17 @@ def _check(option: str, paths: Sequence[str], argument: str, model: Model) -> No
 
 def _takes_several(argument: str, model: Model) -> bool:
     if argument == "control_image":
-        entry = model.index.get("controlnet")
-        return isinstance(entry, list) and "Multi" in str(entry[-1])  # one for each of several ControlNets
+        return _has_controlnets(model)
     if argument == "image":
         listed = any("list" in name.lower() for name in model.parameters[argument].names)
         return model.pipeline in _SEVERAL or listed
     return argument in ("images", "input_images", "reference_images")
+
+
+def _has_controlnets(model: Model) -> bool:
+    """Whether there are several, which get a list of pictures, also if there is one alone."""
+    entry = model.index.get("controlnet")
+    return isinstance(entry, list) and "Multi" in str(entry[-1])
 
 
 def _add(call: dict[str, Any], option: str, paths: Sequence[str], argument: str, model: Model) -> None:
@@ -133,7 +158,7 @@ def _add(call: dict[str, Any], option: str, paths: Sequence[str], argument: str,
         call.setdefault(argument, []).extend({"frames": path, **place} for path in paths)
     elif argument in call:
         raise ValueError(f"{option}: {model.pipeline} takes one input of pictures or a clip; leave one of the options out.")
-    elif form.listed or len(paths) > 1:
+    elif form.listed or len(paths) > 1 or (argument == "control_image" and _has_controlnets(model)):
         call[argument] = list(paths)
     else:
         call[argument] = paths[0]

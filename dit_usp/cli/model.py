@@ -102,7 +102,9 @@ class Model:
         return latents * pixels if pixels and isinstance(latents, int) else None
 
     def default_frames(self) -> int | None:
-        """Frames of a clip when the user names no number."""
+        """Frames of a clip when the user names no number; None: not known."""
+        if self.pipeline in sizes.OWN_FRAMES:
+            return None
         name = self.call.first(FRAMES)
         default = self.parameters[name].default if name else None
         return default or self.transformer.get("sample_frames")

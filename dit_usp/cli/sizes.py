@@ -17,7 +17,8 @@ _LEVELS = {"temperal_downsample": 0, "encoder_block_out_channels": 1, "block_out
 
 _PATCHES = ("patch_size", "all_patch_size", "latent_patch_size")
 
-# Pipelines that put 2 x 2 latents in one token themselves have four times as many channels in the transformer's config as in the VAE's.
+# Pipelines that put 2 x 2 latents in one token themselves have four times as many channels in the transformer's config as in the VAE's, or a multiple
+# of that where pictures to follow are put beside them; Qwen-Image's config has it as its patch.
 _PACKED = 4
 
 # Pipelines with frame counts of their own: whole windows, the frames of another clip, or a rule that is not of the form k * t + 1.
@@ -28,9 +29,9 @@ OWN_FRAMES = (
     "HeliosPipeline",
     "HeliosPyramidPipeline",
     "HunyuanVideoFramepackPipeline",
-    "LTX2DFRPipeline",
     "LTX2DFRTemporalRefinePipeline",
     "SanaWMPipeline",
+    "SkyReelsV2DiffusionForcingVideoToVideoPipeline",
 )
 
 
@@ -70,7 +71,8 @@ def latents_a_token(transformer: Config, vae: Config) -> int | None:
         patch = patch[-1]
     if not isinstance(patch, int):
         return None
-    return max(patch, 2) if latents and isinstance(channels, int) and channels == _PACKED * latents else patch
+    packed = latents and isinstance(channels, int) and patch == 1 and channels % (_PACKED * latents) == 0
+    return 2 if packed else patch
 
 
 def latent_frames_a_token(transformer: Config) -> int:
