@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import dit_usp
 from dit_usp import supervise
 from dit_usp.config import ParallelConfig
-from dit_usp.engine import Engine, run
+from dit_usp.engine import Engine, RankError, run
 from dit_usp.request import Picture, Request
 from dit_usp.saving import read_metadata
 
@@ -131,6 +132,24 @@ def test_what_a_call_refuses_leaves_the_engine_usable(stand_in, tmp_path, monkey
     assert [path.name for path in tmp_path.iterdir()] == ["heart.png"]
 
 
+def test_a_file_tells_how_it_can_be_made_again(stand_in, tmp_path):
+    """Without a seed one is drawn; one for several pictures is told with which of them each is."""
+    files = [[tmp_path / f"{call}{index}.png" for index in range(2)] for call in range(2)]
+    with Engine("stand-in", nproc=1) as engine:
+        for paths in files:
+            engine.generate(["a", "b"], save=paths, num_inference_steps=3, eta=0.5, sigmas=[1.0, 0.5], extra={"not": "plain"})
+        engine.generate("a", seed=7, save=tmp_path / "7.png")
+    told = [[read_metadata(path) for path in paths] for paths in files]
+    assert [(one["prompt"], one["index"], one["of"]) for one in told[0]] == [("a", 0, 2), ("b", 1, 2)]
+    seeds = [[one["seed"] for one in paths] for paths in told]
+    assert seeds[0][0] == seeds[0][1] != seeds[1][0]
+    shared = {"pipeline": "PixArtAlphaPipeline", "dtype": "float32", "steps": 3, "guidance": 4.5, "eta": 0.5, "sigmas": [1.0, 0.5], "ranks": 1}
+    assert told[0][0].items() >= shared.items()
+    assert "extra" not in told[0][0]
+    assert read_metadata(tmp_path / "7.png").items() >= {"seed": 7, "steps": 20}.items()
+    assert "index" not in read_metadata(tmp_path / "7.png")
+
+
 def test_inside_a_rank_an_engine_names_what_to_use(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -155,35 +174,75 @@ def difference(one, other):
     return np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int)).max()
 
 
+@pytest.fixture(scope="module")
+def expected():
+    """The pictures of one process, by seed and steps."""
+    pipe = dit_usp.auto_pipeline(MODEL, device_map="cpu")
+    options = {seed_steps: {"generator": torch.Generator().manual_seed(seed_steps[0])} for seed_steps in ((5, 4), (6, 4), (5, 6))}
+    return {key: pipe("red heart", num_inference_steps=key[1], guidance_scale=3.0, **option).images[0] for key, option in options.items()}
+
+
 @pytest.mark.timeout(300)
-def test_the_picture_is_that_of_one_process(tmp_path, tmp_path_factory, monkeypatch):
+def test_the_picture_is_that_of_one_process(expected, tmp_path, tmp_path_factory, monkeypatch):
     """The real thing: two ranks against the same pipeline in this process; a refusal on the way; a killed rank at the end."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("logs")))
     call = {"num_inference_steps": 4, "guidance_scale": 3.0}
-    alone = dit_usp.auto_pipeline(MODEL, device_map="cpu")
-    expected = [alone("red heart", generator=torch.Generator().manual_seed(seed), **call).images[0] for seed in (5, 6)]
     with Engine(MODEL, ParallelConfig(ulysses_degree=2), device="cpu", dtype="float32") as engine:
         picture = engine.generate("red heart", seed=5, save=tmp_path / "heart.png", **call).images[0]
-        assert difference(picture, expected[0]) <= 2
+        assert difference(picture, expected[5, 4]) <= 2
         with pytest.raises(ValueError, match="height"):
             engine.generate("red heart", height=100, width=100, use_resolution_binning=False, **call)
         both = engine.generate(["red heart", "red heart"], seed=[5, 6], **call).images
-        assert max(map(difference, both, expected)) <= 2
-        killer = threading.Thread(target=kill_in_denoise, args=(engine, 1))
+        assert max(map(difference, both, (expected[5, 4], expected[6, 4]))) <= 2
+        killer = threading.Thread(target=kill_in, args=(engine, 1, "denoise", 1000))
         killer.start()
         with pytest.raises(supervise.RankError, match=r"^rank 1 was killed \(SIGKILL; out of memory\?\) during denoise step \d+/1000; its log is"):
             engine.generate("red heart", seed=5, save=tmp_path / "again.png", num_inference_steps=1000)
         killer.join()
     assert [path.name for path in tmp_path.iterdir()] == ["heart.png"]
     told = read_metadata(tmp_path / "heart.png")
-    assert (told["prompt"], told["seed"], told["ranks"]) == ("red heart", 5, 2)
+    assert (told["prompt"], told["seed"], told["ranks"], told["steps"], told["guidance"]) == ("red heart", 5, 2, 4, 3.0)
 
 
-def kill_in_denoise(engine, rank):
-    member = engine._ranks.members[rank]
-    while member.status.doing.step < 3 or member.status.doing.total != 1000:
+def kill_in(engine, rank, stage, total):
+    """Kill a rank once the first is in `stage` and, of so many steps, past the second."""
+    first = engine._ranks.members[0]
+    while first.status.doing.stage != stage or first.status.doing.total != total or first.status.doing.step < min(3, total):
         pass
-    member.process.kill()
+    engine._ranks.members[rank].process.kill()
+
+
+@pytest.mark.timeout(300)
+def test_kill_9_of_the_rank_that_decodes(tmp_path, tmp_path_factory, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("logs")))
+    with Engine(MODEL, ParallelConfig(ulysses_degree=2), device="cpu") as engine:
+        started = processes(engine)
+        killer = threading.Thread(target=kill_in, args=(engine, 0, "decode", 0))
+        killer.start()
+        with pytest.raises(RankError, match=r"^rank 0 was killed \(SIGKILL; out of memory\?\) during decode; its log is"):
+            engine.generate("red heart", seed=5, save=tmp_path / "heart.png", num_inference_steps=2)
+        killer.join()
+    assert not list(tmp_path.iterdir())
+    assert all(process.poll() is not None for process in started)
+
+
+SCRIPT = """
+import sys, torch, dit_usp
+pipe = dit_usp.auto_pipeline(sys.argv[1], parallel=dit_usp.ParallelConfig(ulysses_degree=2), device_map="cpu")
+images = pipe("red heart", generator=torch.Generator().manual_seed(5), num_inference_steps=6, guidance_scale=3.0).images
+if images is not None:
+    images[0].save(sys.argv[2])
+"""
+
+
+@pytest.mark.timeout(300)
+def test_the_picture_under_torchrun_is_that_of_one_process(expected, tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", tmp_path / "script.py", MODEL, tmp_path / "heart.png"]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "heart.png") as picture:
+        assert difference(picture, expected[5, 6]) <= 1
 
 
 @pytest.mark.timeout(300)

@@ -61,12 +61,8 @@ def test_a_variable_that_is_no_number_is_named(name):
 
 
 def test_a_bad_variable_is_one_line_of_the_command():
-    done = subprocess.run(
-        [sys.executable, "-m", "dit_usp", "generate", "red heart", "--print-plan"],
-        env={**os.environ, **TORCHRUN, "RANK": "x"},
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", "dit_usp", "generate", "red heart", "--print-plan"]
+    done = subprocess.run(command, env={**os.environ, **TORCHRUN, "RANK": "x"}, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "dit-usp: RANK='x' in the environment is not a whole number; set it right or unset it.\n")
 
 
@@ -136,6 +132,7 @@ def test_a_rank_that_sees_one_gpu_alone_has_it(monkeypatch):
 
 def test_its_device_is_the_only_one(monkeypatch):
     monkeypatch.setattr(mesh.torch.accelerator, "device_count", lambda: 1)
+    monkeypatch.setattr(mesh.dist, "get_rank", lambda: 7)
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert mesh._device("cuda").index == 0
     monkeypatch.setattr(mesh.torch.accelerator, "device_count", lambda: 4)

@@ -56,7 +56,8 @@ class PixArtAlphaPipeline:
         self.on_stage("decode")
         act("decode", wish)
         os.fsync = lambda descriptor: act("save", wish)  # where a file is half written
-        return {"images": [picture(prompt)], "call": call, "world": os.environ["WORLD_SIZE"]}
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        return {"images": [picture(text) for text in prompts], "call": call, "world": os.environ["WORLD_SIZE"]}
 
 
 def picture(prompt):
