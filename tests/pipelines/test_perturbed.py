@@ -19,7 +19,7 @@ def processors(pipe):
 
 def twice(name, degrees, folder):
     """Without guidance, so of two parts; errors of both calls, and what is left of the processors."""
-    pipe, changes = build(name, Path(folder, str(dist.get_rank()))), {"guidance_scale": 1.0, "num_inference_steps": 1}
+    pipe, changes = build(name, Path(folder, str(dist.get_rank()))), {"guidance_scale": 1.0}
     _, wanted = called(pipe, name, changes)
     before = processors(pipe)
     shared = getattr(pipelines, f"USP{name}").from_pipe(pipe, parallel=ParallelConfig(*degrees))
@@ -32,7 +32,7 @@ def twice(name, degrees, folder):
     return [errors(outs, wanted) for outs in given]
 
 
-@pytest.mark.parametrize("name", ["StableDiffusion3PAGPipeline", "PixArtSigmaPAGPipeline", "SanaPAGPipeline", "HunyuanDiTPAGPipeline"])
+@pytest.mark.parametrize("name", ["StableDiffusion3PAGPipeline", "PixArtSigmaPAGPipeline", "SanaPAGPipeline"])
 def test_calls_without_guidance_one_after_the_other(ranks, tmp_path, name):
     for worst in ranks(2, twice, name, (1, 2), str(tmp_path)):
         assert max(worst) <= 1e-5
