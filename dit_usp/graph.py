@@ -131,6 +131,8 @@ class CallGraph:
     def _unfit(self, leaves: Sequence[Any]) -> str:
         if torch.is_grad_enabled() and any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves):
             return "gradients are wanted"
+        if hasattr(self.module, "_hf_hook"):
+            return "its weights are moved to the GPU for each call"
         if getattr(self.module, "is_cache_enabled", False):
             return "its cache decides anew at every step"
         device = next(self.module.parameters()).device

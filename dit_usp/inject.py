@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dit_usp import collectives, halo
 from dit_usp.errors import UnsupportedError
+from dit_usp.graph import ungraph
 from dit_usp.linear import LINEAR, LinearProcessor
 from dit_usp.mesh import Mesh
 from dit_usp.models import REFUSED, find_plan
@@ -68,6 +69,7 @@ def unparallelize(transformer: M) -> M:
     for net in nets or [transformer]:
         if not hasattr(net, _MARK):
             raise ValueError(f"this {type(net).__name__} is not parallelized.")
+        ungraph(net)  # what it has recorded has our exchanges in it
         getattr(net, _MARK).remove()
         delattr(net, _MARK)
     return transformer

@@ -6,15 +6,18 @@ import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from diffusers import ConfigMixin, DiffusionPipeline
 
 from dit_usp import launch
+from dit_usp.compiled import compile_blocks
 from dit_usp.config import ParallelConfig
 from dit_usp.errors import UnsupportedError
+from dit_usp.graph import When, graph, graph_of
 from dit_usp.inject import parallelize, unparallelize
 from dit_usp.mesh import Mesh
 from dit_usp.models import find_plan
@@ -24,7 +27,7 @@ from dit_usp.pipelines.deal import PER_PROMPT, Share, blank, collect, deal
 from dit_usp.pipelines.layout import Part, check_layout, default_layout, fewest_heads, without_cfg
 from dit_usp.pipelines.noise import RowsOfBatch, share_noise, swapped
 from dit_usp.pipelines.progress import StepBar
-from dit_usp.pipelines.table import ONE_A_PROMPT
+from dit_usp.pipelines.table import NO_LATENTS, ONE_A_PROMPT
 from dit_usp.places import argument_names, by_name
 
 _HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision")
@@ -55,6 +58,8 @@ class USPPipelineMixin(DiffusionPipeline):
     mesh: Mesh | None = None
     on_stage: Callable[[str], Any] = staticmethod(lambda stage: None)
     on_step: Callable[[int, int], Any] = staticmethod(lambda step, total: None)
+    _compile: Literal["blocks"] | None = None
+    _graph: When = "auto"
 
     # -- from files, from another pipeline, from components
 
@@ -66,6 +71,8 @@ class USPPipelineMixin(DiffusionPipeline):
         parallel: ParallelConfig | None = None,
         on_stage: Callable[[str], Any] | None = None,
         on_step: Callable[[int, int], Any] | None = None,
+        compile: Literal["blocks"] | None = None,
+        graph: When = "auto",
         **options: Any,
     ) -> Any:
         """diffusers' from_pretrained, on every rank; then the pipeline is moved to this rank's device and shared.
@@ -74,6 +81,8 @@ class USPPipelineMixin(DiffusionPipeline):
             pretrained_model_name_or_path: a hub id or a local folder.
             parallel: the degrees; None: `ParallelConfig.auto` for the ranks there are (one, if no launcher started this process).
             on_stage, on_step: the attributes of these names, told "load" already.
+            compile: "blocks": the transformer's layers by torch.compile: the first picture of a size takes a minute longer, all others are faster.
+            graph: replay the transformer's calls as CUDA graphs: "auto" where launching them keeps a GPU waiting, True wherever it can be, False.
             options: diffusers' own. Of `device_map` only "cuda" and "cpu" (default: cuda where there is one). Without `dtype` float32, as in
                 diffusers, but for the text encoders too.
 
@@ -91,6 +100,7 @@ class USPPipelineMixin(DiffusionPipeline):
         options.setdefault("dtype", options.pop("torch_dtype", torch.float32))
         pipe: Any = super().from_pretrained(pretrained_model_name_or_path, **options)
         pipe.on_stage, pipe.on_step = on_stage or cls.on_stage, on_step or cls.on_step
+        pipe._compile, pipe._graph = compile, graph
         return pipe.to(mesh.device).parallelize(mesh)
 
     @classmethod
@@ -126,6 +136,10 @@ class USPPipelineMixin(DiffusionPipeline):
         check_layout(mesh.config, self._plain_name(), described(self))
         for part in sharded_parts(self):
             parallelize(part, mesh)
+            if self._compile:
+                compile_blocks(part)
+            if self._graph and mesh.device.type == "cuda":
+                graph(part, mesh, when=self._graph)
         self.mesh = mesh
         return self
 
@@ -203,6 +217,9 @@ class USPPipelineMixin(DiffusionPipeline):
         """Call `function`, diffusers' __call__ of this pipeline, on all ranks together."""
         arguments = self._bound(function, args, kwargs)
         self.on_stage("encode")
+        for part in sharded_parts(self):
+            if graphed := graph_of(part):
+                graphed.refresh()
         with ExitStack() as stack:
             for inner in vars(self).values():  # VisualCloze is two pipelines of the same models
                 if isinstance(inner, DiffusionPipeline):
@@ -262,7 +279,7 @@ class USPPipelineMixin(DiffusionPipeline):
     def _call_replica(self, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         """diffusers' call on the ranks of one replica, of which the first decodes, or all where diffusers decodes whatever it is asked for."""
         assert self.mesh
-        if (self.mesh.sequence.rank() or self.mesh.cfg.rank()) and _knows_latents(function):
+        if (self.mesh.sequence.rank() or self.mesh.cfg.rank()) and self._plain_name() not in NO_LATENTS and _knows_latents(function):
             arguments = {**arguments, "output_type": "latent"}
         with self._checked_at_first_step():
             return function(self, **arguments)
@@ -278,7 +295,10 @@ class USPPipelineMixin(DiffusionPipeline):
                 check_first_step(by_name(argument_names(module), args, kwargs), mesh)
 
             for part in sharded_parts(self) if mesh and mesh.sequence.size() * mesh.cfg.size() > 1 else ():
-                if part._compiled_call_impl is None:  # compiled as a whole in place it has its hooks in the graph, where ranks cannot be compared
+                if graphed := graph_of(part):
+                    graphed.before = partial(check, part)
+                    hooks.callback(setattr, graphed, "before", None)
+                elif part._compiled_call_impl is None:  # compiled as a whole in place it has its hooks in the graph, where ranks cannot be compared
                     hooks.callback(part.register_forward_pre_hook(check, with_kwargs=True, prepend=True).remove)
             yield
 
