@@ -80,6 +80,7 @@ _OTHERS: dict[tuple[str, str], Form | None] = {
     ("EasyAnimateControlPipeline", "ref_image"): Form("clip", axes="BCFHW"),
     ("EasyAnimateInpaintPipeline", "video"): Form("clip", axes="BCFHW"),
     ("EasyAnimateInpaintPipeline", "mask_video"): Form("clip", "L", axes="BCFHW", scale=255.0),
+    ("GlmImagePipeline", "image"): _PICTURES,
     ("QwenImageLayeredPipeline", "image"): Form("picture", "RGBA"),
     ("StableAudio3InpaintPipeline", "mask"): None,  # in latents; mask_start_seconds and mask_end_seconds say the same
     ("VisualClozePipeline", "image"): None,  # a table of examples
@@ -197,7 +198,10 @@ def read_sound(path: str | Path, rate: int, channels: int | None = None) -> np.n
             layout = "mono" if (channels or stream.channels) == 1 else "stereo"
             resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
             decoded = [*container.decode(stream), None]  # None: what the resampler still holds
-            return np.concatenate([part.to_ndarray() for frame in decoded for part in resampler.resample(frame)], axis=1)
+            parts = [part.to_ndarray() for frame in decoded for part in resampler.resample(frame)]
+    if not parts:
+        raise ValueError(f"{path} cannot be read: there is no sound in it.")
+    return np.concatenate(parts, axis=1)
 
 
 @contextmanager
@@ -293,6 +297,9 @@ def opened(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
             values[argument] = _tensor(Path(value), argument) if "Tensor" in str(parameters[argument].annotation) else value
         else:
             values[argument] = value
+    for argument, value in values.items():
+        if argument in call and (wanted := form(name, argument)) and (wanted.kind, wanted.mode) == ("clip", "L"):
+            values[argument] = _as_long(value, values.get("video"), wanted)
     if "initial_audio_waveforms" in values:
         values.setdefault("initial_audio_sampling_rate", sampling_rate(pipe))
     return values
@@ -323,6 +330,13 @@ def _opened(pipe: Any, argument: str, value: Any, wanted: Form) -> Any:
     clip = value if isinstance(value, Clip) else Clip(str(value))
     frames = read_clip(clip.path, wanted.mode, clip.frames)
     return _pixels(pipe, frames, wanted) if wanted.axes else frames
+
+
+def _as_long(mask: Any, video: Any, wanted: Form) -> Any:
+    """A mask of one frame for every frame of its clip."""
+    if wanted.axes and video is not None and mask.shape[wanted.axes.index("F")] == 1:
+        return mask.expand(*mask.shape[:2], video.shape[wanted.axes.index("F")], *mask.shape[3:])
+    return mask * len(video) if isinstance(mask, list) and isinstance(video, list) and len(mask) == 1 else mask
 
 
 def _condition(pipe: Any, argument: str) -> Any:
