@@ -148,6 +148,22 @@ NOT_HALVED: dict[str, str] = {
 # Where a call's results cannot be made apart, and why: data_degree > 1 is refused.
 NOT_DEALT: dict[str, str] = {
     **dict.fromkeys(("PRXPipeline", "PRXPixelPipeline"), "of diffusers 0.42 makes one a call"),
-    **dict.fromkeys(("CogView4Pipeline", "CogView4ControlPipeline"), "pads a call's prompts to the longest, and looks at the padding"),
+    **dict.fromkeys(
+        (
+            "CogView4Pipeline",
+            "CogView4ControlPipeline",
+            "JoyImageEditPipeline",
+            "Kandinsky5T2IPipeline",
+            "Kandinsky5I2IPipeline",
+            "Kandinsky5T2VPipeline",
+            "Kandinsky5I2VPipeline",
+        ),
+        "pads a call's prompts to the longest, and looks at the padding",
+    ),
     "OmniGenPipeline": "gives all its tokens the positions of the first prompt's",
+    "QwenImage21Pipeline": "places its pictures after the longest of a call's prompts",
+    "JoyImageEditPlusPipeline": "draws its pictures' noise one after the other",
+    "GlmImagePipeline": "draws the tokens of all its pictures in one go",
 }
+# diffusers 0.42 fails at output_type="latent"
+NO_LATENTS = ("QwenImageLayeredPipeline",)
