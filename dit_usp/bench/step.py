@@ -14,6 +14,7 @@ from typing import Any
 
 import diffusers
 import torch
+import torch._dynamo
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -102,6 +103,7 @@ def measure(
         profile: look into one step of each variant on a GPU.
     """
     case = CASES[name]
+    torch._dynamo.config.recompile_limit = 64  # every variant compiles the same blocks anew
     model, inputs = build(case, layers, dtype, device)
     running = []
     expected: Tensor | None = None
