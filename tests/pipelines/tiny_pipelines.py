@@ -29,26 +29,4 @@ def default_call(name: str) -> dict[str, Any]:
 
 
 # Not written yet.
-MISSING_TINY = (
-    "ZImagePipeline",
-    "ZImageOmniPipeline",
-    "ZImageImg2ImgPipeline",
-    "ZImageInpaintPipeline",
-    "ZImageControlNetPipeline",
-    "ZImageControlNetInpaintPipeline",
-    "HiDreamImagePipeline",
-    "GlmImagePipeline",
-    "BriaPipeline",
-    "BriaFiboPipeline",
-    "BriaFiboEditPipeline",
-    "BriaFibo2Pipeline",
-    "OvisImagePipeline",
-    "Krea2Pipeline",
-    "Ideogram4Pipeline",
-    "ErnieImagePipeline",
-    "JoyImageEditPipeline",
-    "JoyImageEditPlusPipeline",
-    "NucleusMoEImagePipeline",
-    "Kandinsky5I2IPipeline",
-    "Kandinsky5T2IPipeline",
-)
+MISSING_TINY = ()
