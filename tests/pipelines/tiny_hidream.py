@@ -22,10 +22,10 @@ def hidream(name: str, folder: Path) -> Any:
     language = LlamaForCausalLM(llama()).eval()
     language.set_attn_implementation("eager")  # its attention is asked for as well
     pipe = diffusers.HiDreamImagePipeline(
-        transformer=redraw(transformer), vae=vae(shift_factor=0.1), text_encoder=clip(tokenizer, CLIPTextModelWithProjection, tokens=128),
-        tokenizer=tokenizer,
-        text_encoder_2=clip(tokenizer, CLIPTextModelWithProjection, tokens=128), tokenizer_2=tokenizer,
-        text_encoder_3=t5(), tokenizer_3=t5_tokenizer(), text_encoder_4=language, tokenizer_4=t5_tokenizer(), scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        transformer=redraw(transformer), vae=vae(shift_factor=0.1), scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        text_encoder=clip(tokenizer, CLIPTextModelWithProjection, tokens=128), tokenizer=tokenizer,
+        text_encoder_2=clip(tokenizer, CLIPTextModelWithProjection, tokens=128), tokenizer_2=tokenizer, text_encoder_3=t5(),
+        tokenizer_3=t5_tokenizer(), text_encoder_4=language, tokenizer_4=t5_tokenizer(),
     )  # fmt: skip
     pipe.default_sample_size = 16
     return pipe
