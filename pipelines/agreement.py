@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,8 @@ def _feed(update: Callable[[bytes], None], value: Any) -> None:
         _feed(update, torch.from_numpy(np.ascontiguousarray(value)))
     elif hasattr(value, "tobytes"):  # a picture
         update(value.tobytes())
+    elif is_dataclass(value):  # a condition: a picture and where it belongs
+        _feed(update, vars(value))
     elif isinstance(value, Mapping):
         _feed(update, list(value.items()))
     elif isinstance(value, (list, tuple)):

@@ -94,7 +94,7 @@ class USPPipelineMixin(DiffusionPipeline):
             on_stage("load")
         device_type = _device_type(options.pop("device_map", None))
         parts = cls._saved_parts(pretrained_model_name_or_path, options)
-        parallel = parallel or default_layout(_world_size(), cls._plain_name(), parts)
+        parallel = parallel or default_layout(_world_size(), cls._plain_name(), parts, cls._is_guided())
         check_layout(parallel, cls._plain_name(), parts)
         mesh = launch.join(parallel, device_type)
         options.setdefault("dtype", options.pop("torch_dtype", torch.float32))
@@ -122,7 +122,7 @@ class USPPipelineMixin(DiffusionPipeline):
                 raise ValueError(f"this {type(pipeline).__name__} is shared by {mesh.config} already, not by {parallel}.")
             pipe.mesh = mesh
             return pipe
-        parallel = parallel or default_layout(_world_size(), cls._plain_name(), described(pipe))
+        parallel = parallel or default_layout(_world_size(), cls._plain_name(), described(pipe), cls._is_guided())
         check_layout(parallel, cls._plain_name(), described(pipe))
         mesh = launch.join(parallel, _device_type(None))
         return pipe.to(mesh.device).parallelize(mesh)
@@ -147,6 +147,12 @@ class USPPipelineMixin(DiffusionPipeline):
     def _plain_name(cls) -> str:
         """The name of diffusers' own class."""
         return cls.__name__.removeprefix("USP")
+
+    @classmethod
+    def _is_guided(cls) -> bool:
+        """Whether a call that says nothing of guidance has it: distilled models' pipelines have guidance_scale=1."""
+        known = inspect.signature(cls.__call__).parameters.get("guidance_scale")
+        return known is None or known.default is None or known.default > 1
 
     @classmethod
     def _saved_parts(cls, path: Any, options: Mapping[str, Any]) -> list[Part]:

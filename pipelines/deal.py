@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -104,7 +104,9 @@ def _whole(name: str, value: Any, mesh: Mesh) -> Any:
 
 
 def _has_picture(value: Any) -> bool:
-    """Whether there is a picture, an array or a tensor in the dicts, lists and tuples of `value`."""
+    """Whether there is a picture, an array or a tensor in the dicts, lists, tuples and dataclasses of `value`."""
+    if is_dataclass(value):
+        return _has_picture(vars(value))
     if isinstance(value, Mapping):
         return any(map(_has_picture, value.values()))
     if isinstance(value, (list, tuple)):

@@ -13,9 +13,9 @@ from dit_usp.pipelines.table import NOT_DEALT, NOT_HALVED
 Part = tuple[str, Mapping[str, Any]]  # a transformer's or a ControlNet's class name, and its config.json
 
 
-def default_layout(world_size: int, pipeline: str, parts: Sequence[Part]) -> ParallelConfig:
-    """The layout we pick for the diffusers pipeline `pipeline` with these parts."""
-    return ParallelConfig.auto(world_size, heads=fewest_heads(parts), guidance=has_halves(pipeline, parts))
+def default_layout(world_size: int, pipeline: str, parts: Sequence[Part], guided: bool) -> ParallelConfig:
+    """The layout we pick for the diffusers pipeline `pipeline` with these parts; `guided`: its calls have guidance unless they say otherwise."""
+    return ParallelConfig.auto(world_size, heads=fewest_heads(parts), guidance=guided and has_halves(pipeline, parts))
 
 
 def has_halves(pipeline: str, parts: Sequence[Part]) -> bool:

@@ -136,13 +136,32 @@ PIPELINES: dict[str, tuple[str, ...]] = {
 NAMES = tuple(name for names in PIPELINES.values() for name in names)
 
 # diffusers 0.42 makes one a prompt, whatever num_images_per_prompt says, or fails, or mixes them up
-ONE_A_PROMPT = ("CogVideoXPipeline",)
+ONE_A_PROMPT = (
+    "CogVideoXPipeline",
+    "CogVideoXFunControlPipeline",
+    "CogVideoXImageToVideoPipeline",
+    "CogVideoXVideoToVideoPipeline",
+    "ConsisIDPipeline",
+    "AllegroPipeline",
+    "WanVideoToVideoPipeline",
+    "SkyReelsV2DiffusionForcingVideoToVideoPipeline",
+    "HunyuanVideo15Pipeline",
+    "HeliosPipeline",
+)
 # Whose model's guidance is two halves of one batch, but not in these pipelines, and why: cfg_degree=2 is refused.
 NOT_HALVED: dict[str, str] = {
     **dict.fromkeys(("SanaSprintPipeline", "SanaSprintImg2ImgPipeline"), "does not make: the guidance scale is an input of its model"),
     **dict.fromkeys(
         ("StableDiffusion3PAGPipeline", "StableDiffusion3PAGImg2ImgPipeline", "PixArtSigmaPAGPipeline", "SanaPAGPipeline", "HunyuanDiTPAGPipeline"),
         "does not make: perturbed attention makes it three thirds",
+    ),
+    **dict.fromkeys(
+        ("LTX2Pipeline", "LTX2ImageToVideoPipeline", "LTX2ConditionPipeline", "LTX2InContextPipeline"),
+        "does not make alone: its other kinds of guidance are calls for one sample",
+    ),
+    **dict.fromkeys(
+        ("LTX2DFRPipeline", "LTX2DFRTemporalRefinePipeline", "StableAudio3InpaintPipeline", "StableAudio3AudioToAudioPipeline"),
+        "does not make: it has no guidance",
     ),
 }
 # Where a call's results cannot be made apart, and why: data_degree > 1 is refused.
@@ -157,9 +176,13 @@ NOT_DEALT: dict[str, str] = {
             "Kandinsky5I2IPipeline",
             "Kandinsky5T2VPipeline",
             "Kandinsky5I2VPipeline",
+            "LongCatAudioDiTPipeline",
         ),
         "pads a call's prompts to the longest, and looks at the padding",
     ),
+    "LattePipeline": "cuts the padding off the text of one video, and not of several",
+    "HeliosPyramidPipeline": "draws the noise of all its videos in blocks",
+    "LTX2DFRTemporalRefinePipeline": "goes on with one earlier call's latents",
     "OmniGenPipeline": "gives all its tokens the positions of the first prompt's",
     "QwenImage21Pipeline": "places its pictures after the longest of a call's prompts",
     "JoyImageEditPlusPipeline": "draws its pictures' noise one after the other",

@@ -13,13 +13,16 @@ import pytest
 import torch
 import torch.distributed as dist
 from calls import tensors
+from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
+from tiny_parts import picture
 from tiny_pipelines import MISSING_TINY, TINY, build, default_call
 
 from dit_usp import ParallelConfig, UnsupportedError, pipelines
 from dit_usp.inject import unparallelize
+from dit_usp.pipelines.agreement import mark
 from dit_usp.pipelines.base import described, sharded_parts
 from dit_usp.pipelines.deal import PER_PROMPT
-from dit_usp.pipelines.layout import check_layout, has_halves
+from dit_usp.pipelines.layout import check_layout, default_layout, has_halves
 from dit_usp.pipelines.table import NAMES, NOT_DEALT, NOT_HALVED, ONE_A_PROMPT, PIPELINES
 
 # Where diffusers 0.42 fails on two pictures for each of two prompts, or gives one the mask of another's prompt
@@ -28,8 +31,14 @@ MIXED = (
     "HunyuanImageRefinerPipeline",
     "LongCatImagePipeline",
     "LTXPipeline",
+    "LTX2Pipeline",
+    "LTX2DFRPipeline",
+    "LTX2HDRPipeline",
+    "MochiPipeline",
+    "SanaVideoPipeline",
     "LuminaPipeline",
     "Lumina2Pipeline",
+    "QwenImagePipeline",
     "HunyuanDiTPipeline",
     "HunyuanDiTPAGPipeline",
     "SanaPipeline",
@@ -58,6 +67,18 @@ def test_classes_look_like_diffusers(name):
 def test_guidance_that_is_not_in_one_batch_is_refused(name):
     with pytest.raises(UnsupportedError, match=f"cfg_degree=2 needs guidance as two halves of one batch, which {name} "):
         check_layout(ParallelConfig(cfg_degree=2), name, [(model_of(name), {})])
+
+
+@pytest.mark.parametrize(("name", "halves"), [("LTXPipeline", 2), ("LTX2HDRPipeline", 1), ("StableAudio3Pipeline", 1)])
+def test_no_halves_by_default_where_guidance_is_off_by_default(name, halves):
+    guided = getattr(pipelines, f"USP{name}")._is_guided()
+    assert default_layout(2, name, [(model_of(name), {"num_attention_heads": 4})], guided).cfg_degree == halves
+
+
+def test_a_condition_is_compared_between_ranks_by_what_it_holds():
+    first, same, other = (mark([LTXVideoCondition(video=[picture(seed)], frame_index=8)]) for seed in (0, 0, 1))
+    assert first == same
+    assert first != other
 
 
 @pytest.mark.parametrize("name", NOT_DEALT)
@@ -101,14 +122,22 @@ def compared(name, degrees, folder):
 def several(name):
     """A call for two results, or four: two a prompt, of pipelines where that works."""
     known = inspect.signature(getattr(diffusers, name).__call__).parameters
-    two = {"prompt": ["a red heart", "dog face"], "negative_prompt": ["cat", "a small dog"], "class_labels": [3, 7], "output_type": "latent"}
+    two = {
+        "prompt": ["a red heart", "dog face"],
+        "negative_prompt": ["cat", "a small dog"],
+        "class_labels": [3, 7],
+        "lyrics": ["the cat", "a dog"],
+        "output_type": "latent",
+    }
     each = {} if name in ONE_A_PROMPT + MIXED else dict.fromkeys(PER_PROMPT, 2)
     return {argument: value for argument, value in (two | each).items() if argument in known}
 
 
 def one_layout(pipe, name, degrees, changes):
     shared = getattr(pipelines, f"USP{name}").from_pipe(pipe, parallel=ParallelConfig(*degrees))
-    vars(shared).update((key, value) for key, value in vars(pipe).items() if isinstance(value, (str, int)))  # shorter templates than the class's own
+    vars(shared).update(
+        (key, value) for key, value in vars(pipe).items() if isinstance(value, (str, int, list))
+    )  # shorter templates and smaller sizes
     try:
         output, given_by_ranks = called(shared, name, changes)
     except UnsupportedError as refusal:  # pictures may belong to single results

@@ -54,7 +54,7 @@ def stable_audio3(name: str, folder: Path) -> Any:
     )  # fmt: skip
     config = T5GemmaConfig(encoder=text, decoder=text, is_encoder_decoder=False)
     return getattr(diffusers, name)(
-        vae=vae.eval(), text_encoder=T5GemmaEncoderModel(config).eval(), tokenizer=t5_tokenizer(),
+        vae=redraw(vae), text_encoder=T5GemmaEncoderModel(config).eval(), tokenizer=t5_tokenizer(),
         duration_embedder=StableAudio3DurationEmbedder(output_dim=12, fourier_dim=8), transformer=redraw(dit),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
     )  # fmt: skip

@@ -95,14 +95,15 @@ def cosmos3(name: str, folder: Path) -> Any:
 
 
 TEXT = VIDEO | dict(max_sequence_length=9, guidance_scale=3.0, negative_prompt="a dog")
-FIRST = TEXT | dict(num_frames=17)
-CHUNKS = without_frames(TEXT) | dict(num_frames_per_chunk=9, controls_conditioning_scale=0.7)
+GUARDED = TEXT | dict(output_type="latent")  # the guardrail looks at pictures of 8 bits
+FIRST = GUARDED | dict(num_frames=17)
+CHUNKS = without_frames(GUARDED) | dict(num_frames_per_chunk=9, controls_conditioning_scale=0.7)
 
 TINY = {
     "CosmosTextToWorldPipeline": Tiny(cosmos, FIRST),
     "CosmosVideoToWorldPipeline": Tiny(cosmos, lambda: FIRST | dict(video=film(9))),
-    "Cosmos2TextToImagePipeline": Tiny(cosmos2, without_frames(TEXT)),
-    "Cosmos2VideoToWorldPipeline": Tiny(cosmos2, lambda: TEXT | dict(image=picture())),
+    "Cosmos2TextToImagePipeline": Tiny(cosmos2, without_frames(GUARDED)),
+    "Cosmos2VideoToWorldPipeline": Tiny(cosmos2, lambda: GUARDED | dict(image=picture())),
     "Cosmos2_5_PredictBasePipeline": Tiny(cosmos25, lambda: TEXT | dict(video=film(), num_latent_conditional_frames=1)),
     "Cosmos2_5_TransferPipeline": Tiny(cosmos25, lambda: CHUNKS | dict(controls=film(17))),
     "Cosmos3OmniPipeline": Tiny(cosmos3, lambda: VIDEO | dict(image=picture(), enable_sound=True, guidance_scale=3.0)),

@@ -49,7 +49,7 @@ def sound() -> dict[str, Any]:
     """Two channels of four bins are a moment's latents; the waveform has 240 samples for every step of the spectrogram."""
     audio_vae = diffusers.AutoencoderKLLTX2Audio(base_channels=8, ch_mult=(1, 1, 1), num_res_blocks=1, latent_channels=2, mel_bins=16)
     vocoder = LTX2Vocoder(in_channels=32, hidden_channels=32, resnet_kernel_sizes=[3], resnet_dilations=[[1]])
-    return dict(audio_vae=audio_vae.eval(), vocoder=redraw(vocoder))
+    return dict(audio_vae=audio_vae.eval(), vocoder=vocoder.eval())
 
 
 def ltx2(name: str, folder: Path) -> Any:

@@ -26,7 +26,7 @@ def sana_video(name: str, folder: Path) -> Any:
 
 def sana_wm(name: str, folder: Path) -> Any:
     dit = diffusers.SanaWMTransformer3DModel(
-        in_channels=6, num_layers=2, hidden_size=64, num_attention_heads=4, softmax_every_n=2, linear_head_dim=16, caption_channels=16,
+        in_channels=6, num_layers=1, hidden_size=64, num_attention_heads=4, softmax_every_n=2, linear_head_dim=16, caption_channels=16,
         mlp_ratio=2.0,
     )  # fmt: skip
     return diffusers.SanaWMPipeline(

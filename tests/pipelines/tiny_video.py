@@ -64,7 +64,7 @@ def latte(name: str, folder: Path) -> Any:
         num_attention_heads=4, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=1, cross_attention_dim=32, sample_size=16,
         patch_size=2, norm_type="ada_norm_single", norm_elementwise_affine=False, caption_channels=24, video_length=3, attention_bias=True,
     )  # fmt: skip
-    return diffusers.LattePipeline(t5_tokenizer(), t5(), vae(), redraw(dit), diffusers.DDIMScheduler())
+    return diffusers.LattePipeline(t5_tokenizer(), t5(), vae(), redraw(dit), diffusers.DPMSolverMultistepScheduler(**FLOW))
 
 
 def easyanimate(name: str, folder: Path) -> Any:

@@ -116,7 +116,7 @@ def hunyuan_vae(channels: int = 4) -> diffusers.AutoencoderKLHunyuanVideo:
 
 def wan_vae(channels: int = 4, **config: Any) -> diffusers.AutoencoderKLWan:
     return diffusers.AutoencoderKLWan(
-        base_dim=4, z_dim=channels, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.1] * channels, latents_std=[1.5] * channels, **config
+        base_dim=8, z_dim=channels, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.1] * channels, latents_std=[1.5] * channels, **config
     ).eval()
 
 

@@ -77,7 +77,7 @@ def chronoedit(name: str, folder: Path) -> Any:
 def skyreels(name: str, folder: Path) -> Any:
     image = name == "SkyReelsV2ImageToVideoPipeline"
     parts = dict(image_encoder=clip_vision(), image_processor=clip_processor()) if image else {}
-    dit = transformer(diffusers.SkyReelsV2Transformer3DModel, **IMAGE if image else {}, inject_sample_info="Forcing" in name)
+    dit = transformer(diffusers.SkyReelsV2Transformer3DModel, **IMAGE if image else {}, inject_sample_info="ForcingVideo" in name)
     return getattr(diffusers, name)(**text(), **parts, transformer=dit, vae=wan_vae(), scheduler=diffusers.UniPCMultistepScheduler(**FLOW))
 
 
@@ -127,5 +127,5 @@ TINY = {
     "HeliosPipeline": Tiny(helios, TEXT | HISTORY),
     "HeliosPyramidPipeline": Tiny(helios, TEXT | HISTORY | dict(width=96, height=64, pyramid_num_inference_steps_list=[1, 1])),
     "AnyFlowPipeline": Tiny(anyflow, TEXT),
-    "AnyFlowFARPipeline": Tiny(anyflow_far, TEXT | dict(height=64, width=96)),
+    "AnyFlowFARPipeline": Tiny(anyflow_far, TEXT | dict(height=32, width=64)),
 }
