@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from real import CASES, Real
+from real import REAL, Real, onto_meta
 from test_parity import error, forward
 from tiny.large import LARGE, TOO_LARGE
 from torch import Tensor, nn
@@ -112,10 +112,6 @@ def values(value: Any) -> Any:
     return torch.linspace(0, 1, value.numel()).view(value.shape) if isinstance(value, Tensor) and value.is_meta else value
 
 
-def onto_meta(value: Any) -> Any:
-    return tree_map(lambda item: item.to("meta") if isinstance(item, Tensor) else item, value)
-
-
 def dry_run(case: Real, model: nn.Module, inputs: dict[str, Any], mesh: Mesh, patch: pytest.MonkeyPatch) -> Dry:
     """One rank's forward."""
     dry, watch, ranks = Dry(), Watch(case.image), mesh.sequence.size()
@@ -200,13 +196,13 @@ def kernels_on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*autocast")  # Mochi asks for fp32, which it has
 @pytest.mark.usefixtures("kernels_on_meta")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", REAL)
 def test_real_sizes_on_one_to_eight_ranks(name, monkeypatch):
-    case = CASES[name]
+    case = REAL[name]
     model, inputs = case.build(), case.inputs()
     table_on_cpu(case, model)
     whole = dry_run(case, model, inputs, mesh_of(0, 1, 1), monkeypatch)
-    attentions = case.layers["num_layers"] + case.layers.get("num_single_layers", 0)
+    attentions = case.depth * len(case.case.layers)
     for ulysses, ring in LAYOUTS:
         ranks = ulysses * ring
         wanted = expected_lengths(case, ranks)
