@@ -26,7 +26,3 @@ def default_call(name: str) -> dict[str, Any]:
     call = TINY[name].call
     steps = {"num_inference_steps": 2} if "num_inference_steps" in inspect.signature(getattr(diffusers, name).__call__).parameters else {}
     return steps | (call if isinstance(call, dict) else call())
-
-
-# Not written yet.
-MISSING_TINY = ()
