@@ -17,20 +17,28 @@ Dry run on a CPU:
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
-from dataclasses import fields
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from emoji.captions import HOUSE_STYLE, CaptionBank, Mixture, pictures_of
-from emoji.networks import new_text_encoder, new_tokenizer, new_transformer, new_vae, read_denoiser, read_tokenizer, read_vae
-from emoji.parts import TEXT_TOKENS, DenoiserTraining, VaeTraining, latent_bank, reconstruction
+from emoji.networks import new_text_encoder, new_tokenizer, new_transformer, new_vae, read_denoiser, read_tokenizer, read_vae, tokens_of
+from emoji.parts import TEXT_TOKENS, PictureCodec, PixArtTraining, VaeTraining, latent_bank, reconstruction
 from emoji.pictures import Pack, Pictures
-from emoji.subjects import Subject, meanings
+from emoji.subjects import Subject, meanings, write_words
 from emoji.trainer import Recipe, Sitting, cached, train
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class PictureRecipe(Recipe):
+    """What train_emoji.py adds."""
+
+    small: float
+    any_word: bool
+
 
 STYLES = {HOUSE_STYLE: 0.75, "flat": 0.25}  # shares of the pictures seen
 
@@ -66,7 +74,7 @@ def main() -> None:
     model.mkdir(parents=True, exist_ok=True)
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
-    sitting = Sitting(args.out, Recipe(**{field.name: getattr(args, field.name) for field in fields(Recipe)}), args.minutes, device)
+    sitting = Sitting(args.out, PictureRecipe.of(args), args.minutes, device)
     pictures = Pictures.load(Pack(args.pack), STYLES, args.pixels, device, args.subjects)
     sitting.say(f"{len(pictures)} pictures of {len(pictures.unique_subjects)} subjects")
     meaning = meanings(pictures.unique_subjects)
@@ -75,29 +83,14 @@ def main() -> None:
     if not prepare_vae(args, pictures, mixture, sitting):
         return
     vae = read_vae(model).to(device)
-    note(args.out, {"subjects": len(pictures.unique_subjects), "pictures": len(pictures), **reconstruction(vae, pictures)}, sitting)
+    sitting.note({"subjects": len(pictures.unique_subjects), "pictures": len(pictures), **reconstruction(vae, pictures)})
     bank = cached(args.out / "bank.pt", lambda: make_bank(args, pictures, meaning, mixture, vae), device)
     sitting.say("bank:", {name: tuple(tensor.shape) for name, tensor in bank.items()})
     torch.manual_seed(args.seed)
     denoiser = make_denoiser(args, model).to(device).train()
-    figures = train(DenoiserTraining(denoiser, bank, pictures.weights, args.batch, model, args.compile), args.denoiser_seconds, sitting)
+    figures = train(PixArtTraining(denoiser, bank, pictures.weights, args.batch, model, args.compile), args.denoiser_seconds, sitting)
     if figures:
-        note(args.out, figures, sitting)
-
-
-def write_words(folder: Path, subjects: list[Subject], meaning: dict[str, Subject]) -> None:
-    """known.json and meaning.json: what the command line reads to understand a prompt."""
-    known = {subject.name: subject.keywords for subject in subjects}
-    (folder / "known.json").write_text(json.dumps(known, ensure_ascii=False))
-    (folder / "meaning.json").write_text(json.dumps({word: meaning[word].name for word in sorted(meaning)}, ensure_ascii=False))
-
-
-def note(folder: Path, figures: dict[str, Any], sitting: Sitting) -> None:
-    """Add figures to stats.json."""
-    file = folder / "stats.json"
-    before = json.loads(file.read_text()) if file.exists() else {}
-    file.write_text(json.dumps(before | figures, indent=1))
-    sitting.say(figures)
+        sitting.note(figures)
 
 
 def prepare_vae(args: argparse.Namespace, pictures: Pictures, mixture: Mixture, sitting: Sitting) -> bool:
@@ -110,8 +103,10 @@ def prepare_vae(args: argparse.Namespace, pictures: Pictures, mixture: Mixture, 
         return True
     torch.manual_seed(args.seed)
     vae = new_vae(args.pixels).to(pictures.rgba.device, memory_format=torch.channels_last)
-    figures = train(VaeTraining(vae, pictures, mixture, args.vae_batch, folder, args.compile), args.vae_seconds, sitting)
-    note(args.out, figures or {}, sitting)
+    draw = partial(pictures.draw, colour_share=mixture.colour, small_share=mixture.small)
+    training = VaeTraining(PictureCodec(vae), draw, args.vae_batch, folder, sitting.device, args.compile)
+    figures = train(training, args.vae_seconds, sitting)
+    sitting.note(figures or {})
     return figures is not None
 
 
@@ -125,10 +120,9 @@ def make_bank(args: argparse.Namespace, pictures: Pictures, meaning: dict[str, S
         names = [subject.name for subject in pictures.unique_subjects]
         tokenizer = new_tokenizer([*texts[::7], *(names * 4), *(word for subject in pictures.unique_subjects for word in subject.keywords)])
     tokenizer.save_pretrained(args.out / "model" / "tokenizer")
-    tokens = torch.tensor(tokenizer(texts, padding="max_length", max_length=TEXT_TOKENS, truncation=True)["input_ids"], dtype=torch.int16)
     device = pictures.rgba.device
     return {
-        "tokens": tokens.view(len(pictures), args.bank, TEXT_TOKENS).to(device),
+        "tokens": tokens_of(tokenizer, texts, TEXT_TOKENS).view(len(pictures), args.bank, TEXT_TOKENS).to(device),
         "chosen": torch.tensor(bank.chosen, device=device),
         "latents": latent_bank(vae, pictures, bank),
     }

@@ -12,14 +12,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 from emoji.captions import COLOUR_NAMES, PLACES, Mixture, caption, draw_scenes, pictures_of
 from emoji.networks import new_text_encoder, new_transformer
 from emoji.optim import Muon
-from emoji.parts import DenoiserTraining
+from emoji.parts import PixArtTraining
 from emoji.pictures import SMALL, Pictures
 from emoji.subjects import Subject, meanings
 from emoji.trainer import Recipe, Sitting
 
 DOG, CAT = Subject("dog face", "Animals", ("puppy", "pet")), Subject("cat", "Animals", ("kitten", "pet"))
 MEANING = meanings([DOG, CAT])
-RECIPE = Recipe(32, 2, 2, 1.0, 1.0, 3, None, 0.35, 0.6, 0.4, False, 0)
+RECIPE = Recipe(32, 2, 2, 1.0, 1.0, 3, None, 0.35, 0.6, 0)
 
 
 def denoiser(folder):
@@ -31,7 +31,7 @@ def denoiser(folder):
         "tokens": torch.randint(1, 20, (2, 3, 6), dtype=torch.int16),
         "chosen": torch.randint(0, 5, (2, 3)),
     }
-    return DenoiserTraining(model, data, torch.ones(2), 2, folder, compile=False)
+    return PixArtTraining(model, data, torch.ones(2), 2, folder, compile=False)
 
 
 def test_a_resumed_training_takes_the_same_steps(tmp_path):

@@ -83,21 +83,26 @@ def choose_scene(scenes: Sequence[Scene], mixture: Mixture, rng: random.Random) 
 
 def caption(picture: Picture, scene: Scene, mixture: Mixture, rng: random.Random) -> str:
     """One way to ask for this picture; sometimes nothing, for classifier-free guidance."""
-    if rng.random() < 0.1:
+    if empty(rng):
         return ""
     colour, place = scene
-    text = _name(picture, mixture, rng)
+    text = name(picture, mixture, rng)
     if place:
         text = "small " + text
     if picture.style != HOUSE_STYLE or rng.random() < 0.3:
         text = f"{rng.choice(STYLE_WORDS[picture.style])} {text}"
     if rng.random() < 0.4:
-        text = _with_article(text, rng)
-    text += PLACES[place]
-    return f"{text} on a {COLOUR_NAMES[colour]} background" if colour or rng.random() < 0.15 else text
+        text = with_article(text, rng)
+    return on_colour(text + PLACES[place], colour, rng)
 
 
-def _name(picture: Picture, mixture: Mixture, rng: random.Random) -> str:
+def empty(rng: random.Random) -> bool:
+    """Whether a caption shall say nothing."""
+    return rng.random() < 0.1
+
+
+def name(picture: Picture, mixture: Mixture, rng: random.Random) -> str:
+    """The subject's name, its name with keywords, or a keyword that means it."""
     kind = rng.random()
     if kind < mixture.alone and picture.alone:
         return rng.choice(picture.alone)
@@ -107,10 +112,16 @@ def _name(picture: Picture, mixture: Mixture, rng: random.Random) -> str:
     return picture.subject.name
 
 
-def _with_article(text: str, rng: random.Random) -> str:
+def with_article(text: str, rng: random.Random) -> str:
+    """ "heart" -> "a heart", or something like it."""
     if rng.random() < 0.7:
         return ("an " if text[0].lower() in "aeiou" else "a ") + text
     return rng.choice(["the ", "a picture of a ", "an emoji of a "]) + text
+
+
+def on_colour(text: str, colour: int, rng: random.Random) -> str:
+    """The text with its background, which white needs only now and then."""
+    return f"{text} on a {COLOUR_NAMES[colour]} background" if colour or rng.random() < 0.15 else text
 
 
 @dataclass(frozen=True)

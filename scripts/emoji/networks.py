@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel
+from diffusers import AutoencoderKL, DiffusionPipeline, DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel, SchedulerMixin
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
@@ -72,14 +72,14 @@ def new_text_encoder(vocabulary: int) -> T5EncoderModel:
     return T5EncoderModel(config)
 
 
-def new_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+def new_tokenizer(texts: Iterable[str], size: int = VOCABULARY) -> PreTrainedTokenizerFast:
     """A unigram vocabulary learnt from the captions; lower case, T5's special tokens."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     trainer = trainers.UnigramTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=size,
         special_tokens=["<pad>", "</s>", "<unk>"],
         unk_token="<unk>",
         show_progress=False,
@@ -88,6 +88,11 @@ def new_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=120)
+
+
+def tokens_of(tokenizer: PreTrainedTokenizerFast, texts: list[str], length: int) -> torch.Tensor:
+    """Padded to one length: (N, length) int16."""
+    return torch.tensor(tokenizer(texts, padding="max_length", max_length=length, truncation=True)["input_ids"], dtype=torch.int16)
 
 
 def read_vae(folder: Path) -> AutoencoderKL:
@@ -112,14 +117,18 @@ def save_half(module: nn.Module, folder: Path) -> None:
 
 def save_pipeline(folder: Path, transformer: nn.Module, text_encoder: nn.Module) -> None:
     """Complete a folder that has its VAE and tokenizer to a PixArtAlphaPipeline."""
-    save_half(transformer, folder / "transformer")
-    save_half(text_encoder, folder / "text_encoder")
     scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0)
+    save_parts(folder, PixArtAlphaPipeline, scheduler, {"transformer": transformer, "text_encoder": text_encoder, "vae": read_vae(folder)})
+
+
+def save_parts(folder: Path, pipeline: Callable[..., DiffusionPipeline], scheduler: SchedulerMixin, parts: Mapping[str, nn.Module]) -> None:
+    """Write the transformer, the text encoder, the scheduler and model_index.json beside the VAE and the tokenizer."""
+    for part in ("transformer", "text_encoder"):
+        save_half(parts[part], folder / part)
     scheduler.save_pretrained(folder / "scheduler")
-    parts = {"tokenizer": read_tokenizer(folder), "text_encoder": text_encoder, "transformer": transformer, "vae": read_vae(folder)}
-    PixArtAlphaPipeline(scheduler=scheduler, **parts).save_config(folder)
-    for file in (folder / "model_index.json", folder / "tokenizer" / "tokenizer_config.json"):
-        # transformers 5 writes its new name of the class (versions 4 and 5 both know the old one) and how the tokenizer was read
+    pipeline(scheduler=scheduler, tokenizer=read_tokenizer(folder), **parts).save_config(folder)
+    for file in (folder / "model_index.json", folder / "tokenizer" / "tokenizer_config.json", *folder.glob("*/config.json")):
+        # transformers 5 writes its new name of the class (versions 4 and 5 both know the old one); others, where they read the part from, and how
         text = file.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast")
-        content = {key: value for key, value in json.loads(text).items() if key not in ("is_local", "local_files_only")}
+        content = {key: value for key, value in json.loads(text).items() if key not in ("_name_or_path", "is_local", "local_files_only")}
         file.write_text(json.dumps(content, indent=2) + "\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,9 +37,9 @@ class Pack:
         file = io.BytesIO(self.data[self.offsets[number] : self.offsets[number + 1]].tobytes())
         return Image.open(file).convert("RGBA").resize((pixels, pixels), Image.Resampling.LANCZOS)
 
-    def numbers(self, styles: Mapping[str, float], limit: int | None = None) -> list[int]:
-        """The pictures of these styles whose subject is wanted; `limit`: of that many subjects only, for a dry run."""
-        kept = set([number for number, subject in enumerate(self.subjects) if wanted(subject)][:limit])
+    def numbers(self, styles: Mapping[str, float], limit: int | None = None, cast: Collection[str] | None = None) -> list[int]:
+        """The pictures of these styles whose subject is wanted; `limit`: of that many subjects only, for a dry run; `cast`: the only names."""
+        kept = set([number for number, one in enumerate(self.subjects) if wanted(one) and (cast is None or one.name in cast)][:limit])
         return [n for n, (subject, style) in enumerate(zip(self.subject_of, self.styles, strict=True)) if subject in kept and style in styles]
 
 
@@ -59,8 +59,16 @@ class Pictures:
     weights: torch.Tensor
 
     @classmethod
-    def load(cls, pack: Pack, styles: Mapping[str, float], pixels: int, device: torch.device, limit: int | None = None) -> Pictures:
-        numbers = pack.numbers(styles, limit)
+    def load(
+        cls,
+        pack: Pack,
+        styles: Mapping[str, float],
+        pixels: int,
+        device: torch.device,
+        limit: int | None = None,
+        cast: Collection[str] | None = None,
+    ) -> Pictures:
+        numbers = pack.numbers(styles, limit, cast)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             images = list(pool.map(lambda number: np.asarray(pack.image(number, pixels)), numbers))
         rgba = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous().to(device)

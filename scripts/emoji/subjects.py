@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 # Signs that are pictures rather than lettering or arrows.
 SIGNS = re.compile(
@@ -77,7 +79,15 @@ EVERYDAY = {
         "game": "video game",
     },
     **{"sport": "soccer ball", "ball": "soccer ball", "football": "american football", "hat": "top hat", "shoe": "running shoe"},
-    **{"clothing": "t-shirt", "clothes": "t-shirt", "animal": "dog face", "bunny": "rabbit face", "bird": "parrot", "insect": "lady beetle"},
+    **{
+        "clothing": "t-shirt",
+        "clothes": "t-shirt",
+        "animal": "dog face",
+        "bunny": "rabbit face",
+        "dog": "dog face",
+        "bird": "parrot",
+        "insect": "lady beetle",
+    },
 }
 
 
@@ -136,3 +146,10 @@ def _most_typical(word: str, subjects: Sequence[Subject], rarity: dict[str, floa
         return likeness - 0.12 * subject.keywords.index(word) + (word in parts) - 0.15 * len(parts)
 
     return max(subjects, key=score)
+
+
+def write_words(folder: Path, subjects: Sequence[Subject], meaning: Mapping[str, Subject]) -> None:
+    """known.json and meaning.json: what the command line reads to understand a prompt."""
+    known = {subject.name: subject.keywords for subject in subjects}
+    (folder / "known.json").write_text(json.dumps(known, ensure_ascii=False))
+    (folder / "meaning.json").write_text(json.dumps({word: meaning[word].name for word in sorted(meaning)}, ensure_ascii=False))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
+from argparse import Namespace
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -49,9 +51,12 @@ class Recipe:
     subjects: int | None
     alone: float
     colour: float
-    small: float
-    any_word: bool
     seed: int
+
+    @classmethod
+    def of(cls, options: Namespace) -> Self:
+        """The options of these names."""
+        return cls(**{field.name: getattr(options, field.name) for field in fields(cls)})
 
 
 class Sitting:
@@ -70,6 +75,13 @@ class Sitting:
 
     def say(self, *words: object) -> None:
         print(f"[{time.monotonic() - self.began:6.0f}s]", *words, flush=True)
+
+    def note(self, figures: dict[str, Any]) -> None:
+        """Add figures to stats.json."""
+        file = self.folder / "stats.json"
+        before = json.loads(file.read_text()) if file.exists() else {}
+        file.write_text(json.dumps(before | figures, indent=1))
+        self.say(figures)
 
     @property
     def over(self) -> bool:
@@ -138,7 +150,7 @@ class _Meter:
             if not math.isfinite(self.mean):
                 raise ArithmeticError(f"the loss of {self.part.name} is {self.mean} at step {step}")
             rate = clock.steps_per_second * self.part.batch
-            self.sitting.say(f"{self.part.name} step {step} {clock.share:.0%} loss {self.mean:.4f} {rate:.0f} pictures/s")
+            self.sitting.say(f"{self.part.name} step {step} {clock.share:.0%} loss {self.mean:.4f} {rate:.0f}/s")
             self.total.zero_()
             self.count, self.told = 0, time.monotonic()
         return self.mean
