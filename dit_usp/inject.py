@@ -219,7 +219,7 @@ class Injection:
     def _halve(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Keep this rank's half of the guidance batch in every tensor that has that batch dimension."""
         self.batch = None
-        if self.mesh.cfg.size() == 1 or arguments.get(self.plan.unguided) is not None:
+        if self.mesh.cfg.size() == 1 or any(map(arguments.get, self.plan.unguided)):
             return arguments
         latents = arguments[self.names[0]]  # of every transformer: a tensor, or a list of samples (Z-Image)
         batch = len(latents)

@@ -134,6 +134,7 @@ class Replicate:
 
     modules: tuple[str, ...]
     arguments: tuple[str, ...]
+    why: str
     dim: int
     streams: Streams
 
@@ -238,9 +239,9 @@ def late(*places: str) -> Late:
     return Late(_places(places))
 
 
-def replicate(*modules: str, arguments: Sequence[str], dim: int = 1, stream: str | Streams = "image") -> Replicate:
+def replicate(*modules: str, arguments: Sequence[str], why: str, dim: int = 1, stream: str | Streams = "image") -> Replicate:
     """Run modules whole on every rank: their token `arguments` are collected along `dim`, their outputs cut again. Exact, not parallel."""
-    return Replicate(modules, tuple(arguments), dim, _streams(stream))
+    return Replicate(modules, tuple(arguments), why, dim, _streams(stream))
 
 
 def neighbour(*modules: str, dim: int, n: int) -> Neighbour:
@@ -279,7 +280,7 @@ class ShardPlan:
         model: the class's name in diffusers.
         words: what is cut, exchanged and collected.
         guidance: "batch" where pipelines put the conditional and the unconditional half in one call, so that cfg_degree=2 can halve it; else "".
-        unguided: an argument that marks calls outside guidance: both halves of the ranks compute them whole.
+        unguided: arguments that mark calls outside guidance: both halves of the ranks compute them whole.
         units: streams whose pieces end on whole rows or frames of latent patches: {"image": "row"}, {"image": "frame"}.
         short: streams that stay whole on every rank while they have fewer tokens than there are ranks, and where their keys then lie in a call, as
             `shared` says: {"text": "suffix"}. For models that slice a stream off by its length: [:, :-0] is empty.
@@ -294,7 +295,7 @@ class ShardPlan:
     model: str
     words: tuple[Word, ...]
     guidance: Literal["", "batch"] = ""
-    unguided: str = ""
+    unguided: Streams = ()
     units: Mapping[str, Literal["row", "frame"]] = field(default_factory=lambda: MappingProxyType({}))
     short: Mapping[str, Literal["prefix", "suffix"]] = field(default_factory=lambda: MappingProxyType({}))
     full: Streams = ("image",)

@@ -24,7 +24,7 @@ from dit_usp.models import find_plan
 from dit_usp.pipelines import pixart
 from dit_usp.pipelines.agreement import check_arguments, check_first_step
 from dit_usp.pipelines.deal import PER_PROMPT, Share, blank, collect, deal
-from dit_usp.pipelines.layout import Part, check_layout, default_layout, fewest_heads, without_cfg
+from dit_usp.pipelines.layout import Part, check_layout, default_layout, fewest_heads, planned, without_cfg
 from dit_usp.pipelines.noise import RowsOfBatch, share_noise, swapped
 from dit_usp.pipelines.progress import StepBar
 from dit_usp.pipelines.table import NO_LATENTS, ONE_A_PROMPT
@@ -158,9 +158,9 @@ class USPPipelineMixin(DiffusionPipeline):
     def _saved_parts(cls, path: Any, options: Mapping[str, Any]) -> list[Part]:
         """What would be loaded: class names and configs of the transformers and ControlNets that have a plan."""
         hub = hub_options(options)
-        index = {name: entry[1] for name, entry in cls.load_config(path, **hub).items() if isinstance(entry, (list, tuple))}
+        index = cls.load_config(path, **hub)
         given = {name: options[name] for name in index if options.get(name) is not None}
-        saved = {name: model for name, model in index.items() if name not in given and model and (name == "transformer" or find_plan(model))}
+        saved = {name: model for name, model in planned(index).items() if name not in given}
         loaded = [(model, _ModelConfig.load_config(path, subfolder=name, **hub)) for name, model in saved.items()]
         return [*loaded, *((type(part).__name__, part.config) for name, part in given.items() if _is_sharded(name, part))]
 

@@ -13,6 +13,12 @@ from dit_usp.pipelines.table import NOT_DEALT, NOT_HALVED
 Part = tuple[str, Mapping[str, Any]]  # a transformer's or a ControlNet's class name, and its config.json
 
 
+def planned(index: Mapping[str, Any]) -> dict[str, str]:
+    """The class names of the parts of model_index.json that are shared, by the part's name. A transformer without a plan is one of them."""
+    classes = {name: entry[1] for name, entry in index.items() if isinstance(entry, (list, tuple)) and len(entry) == 2 and entry[1]}
+    return {name: model for name, model in classes.items() if name == "transformer" or find_plan(model)}
+
+
 def default_layout(world_size: int, pipeline: str, parts: Sequence[Part], guided: bool) -> ParallelConfig:
     """The layout we pick for the diffusers pipeline `pipeline` with these parts; `guided`: its calls have guidance unless they say otherwise."""
     return ParallelConfig.auto(world_size, heads=fewest_heads(parts), guidance=guided and has_halves(pipeline, parts))
@@ -45,10 +51,9 @@ def check_layout(parallel: ParallelConfig, pipeline: str, parts: Sequence[Part])
         if (heads := _heads(part)) is not None:
             parallel.check_heads(heads, part[0])
     if parallel.cfg_degree > 1 and not has_halves(pipeline, parts):
-        owner = pipeline if pipeline in NOT_HALVED else parts[0][0]
-        reason = NOT_HALVED.get(pipeline, "does not get from its pipelines")
+        reason = f"{pipeline} does not make: {NOT_HALVED[pipeline]}" if pipeline in NOT_HALVED else f"{parts[0][0]} does not get from its pipelines"
         raise UnsupportedError(
-            f"cfg_degree=2 needs guidance as two halves of one batch, which {owner} {reason}. Try {without_cfg(parallel, fewest_heads(parts))}."
+            f"cfg_degree=2 needs guidance as two halves of one batch, which {reason}. Try {without_cfg(parallel, fewest_heads(parts))}."
         )
     if parallel.data_degree > 1 and pipeline in NOT_DEALT:
         ranks = parallel.data_degree * parallel.sequence_degree

@@ -135,7 +135,7 @@ PIPELINES: dict[str, tuple[str, ...]] = {
 }
 NAMES = tuple(name for names in PIPELINES.values() for name in names)
 
-# diffusers 0.42 makes one a prompt, whatever num_images_per_prompt says, or fails, or mixes them up
+# diffusers 0.42 makes one a prompt, whatever num_images_per_prompt says, or fails
 ONE_A_PROMPT = (
     "CogVideoXPipeline",
     "CogVideoXFunControlPipeline",
@@ -150,18 +150,15 @@ ONE_A_PROMPT = (
 )
 # Whose model's guidance is two halves of one batch, but not in these pipelines, and why: cfg_degree=2 is refused.
 NOT_HALVED: dict[str, str] = {
-    **dict.fromkeys(("SanaSprintPipeline", "SanaSprintImg2ImgPipeline"), "does not make: the guidance scale is an input of its model"),
+    **dict.fromkeys(("ZImageControlNetPipeline", "ZImageControlNetInpaintPipeline"), "its ControlNet's residuals are padded to the longer half"),
+    **dict.fromkeys(("SanaSprintPipeline", "SanaSprintImg2ImgPipeline"), "the guidance scale is an input of its model"),
     **dict.fromkeys(
         ("StableDiffusion3PAGPipeline", "StableDiffusion3PAGImg2ImgPipeline", "PixArtSigmaPAGPipeline", "SanaPAGPipeline", "HunyuanDiTPAGPipeline"),
-        "does not make: perturbed attention makes it three thirds",
-    ),
-    **dict.fromkeys(
-        ("LTX2Pipeline", "LTX2ImageToVideoPipeline", "LTX2ConditionPipeline", "LTX2InContextPipeline"),
-        "does not make alone: its other kinds of guidance are calls for one sample",
+        "perturbed attention makes its batch three thirds",
     ),
     **dict.fromkeys(
         ("LTX2DFRPipeline", "LTX2DFRTemporalRefinePipeline", "StableAudio3InpaintPipeline", "StableAudio3AudioToAudioPipeline"),
-        "does not make: it has no guidance",
+        "it has no guidance",
     ),
 }
 # Where a call's results cannot be made apart, and why: data_degree > 1 is refused.

@@ -14,16 +14,16 @@ import tempfile
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 from PIL import Image, ImageDraw, ImageFont
 
-from dit_usp.models import audio, controlnet, image, video
-from dit_usp.pipelines.table import PIPELINES
-from dit_usp.plan import ShardPlan
+from dit_usp.cli.models import transformers
+from dit_usp.models import KINDS
 
 ROOT = Path(__file__).parents[1]
-KINDS = (("Image", image.PLANS), ("Video", video.PLANS), ("Audio", audio.PLANS), ("ControlNets", controlnet.PLANS))
+TITLES = {"image": "Pictures", "video": "Video", "audio": "Sound", "controlnet": "ControlNets"}
 START, END = "<!-- models: python scripts/readme.py models -->\n", "<!-- end of models -->"
 
 STRIP = ("a red heart", "an owl", "puppy", "a castle on a blue background", "a small sailboat on the left", "flat rocket")
@@ -46,22 +46,30 @@ def models() -> None:
 
 
 def listing() -> str:
-    """What is supported, as README says it: a table of pipelines, then the transformers by kind."""
-    plans = {plan.model: plan for _, some in KINDS for plan in some}
-    rows = [f"| {', '.join(names)} | {model} | {'yes' if has_halves(plans[model]) else 'no'} |" for model, names in PIPELINES.items()]
-    head = ["| pipelines of diffusers (`USP` + name) | transformer | `cfg_degree=2` |", "| --- | --- | --- |"]
-    kinds = [f"- **{kind}**: {', '.join(_marked(plan) for plan in some)}" for kind, some in KINDS]
-    more = f"{len(plans)} transformers have a plan, for `parallelize` in a loop of your own (* `cfg_degree=2` works):"
-    return "\n".join(["", *head, *rows, "", more, "", *kinds, "", ""])
+    """What is supported, as README says it: a table for each kind, to be unfolded."""
+    entries = transformers()
+    pipelines = sum(len(entry["pipelines"]) for entry in entries)
+    head = f"{pipelines} pipelines of {len(entries)} transformers and ControlNets. `dit-usp models` says what of each is shared, and why what is not."
+    note = "¹ but not `--cfg 2`, ² but not `--data N`, which deals prompts: a call with a picture, a clip or a sound is not dealt."
+    return "\n\n".join(["", f"{head}\n{note}", *(_folded(kind, [entry for entry in entries if entry["kind"] == kind]) for kind in KINDS), ""])
 
 
-def has_halves(plan: ShardPlan) -> bool:
-    """Whether its pipelines put both halves of guidance in one batch."""
-    return plan.guidance == "batch"
+def _folded(kind: str, entries: list[dict[str, Any]]) -> str:
+    names = [name for entry in entries for name in entry["pipelines"]]
+    count = f"{len(entries)} transformers, {len(names)} pipelines" if names else str(len(entries))
+    head = ["| transformer | `--cfg 2` | `--data N` | pipelines: `USP` + name + `Pipeline` |", "| --- | --- | --- | --- |"]
+    rows = [f"| {entry['transformer']} | {_yes(entry['cfg'])} | {_yes(entry['data']) if entry['pipelines'] else ''} | {', '.join(_names(entry))} |" for entry in entries]
+    return "\n".join(["<details>", f"<summary>{TITLES[kind]}: {count}</summary>", "", *head, *rows, "", "</details>"])
 
 
-def _marked(plan: ShardPlan) -> str:
-    return plan.model + ("\\*" if has_halves(plan) else "")
+def _names(entry: dict[str, Any]) -> list[str]:
+    """Marked: ¹ no `--cfg 2`, ² no `--data N`, where their transformer's others have it."""
+    no_cfg, no_data = (entry[f"without_{axis}"] if entry[axis] else {} for axis in ("cfg", "data"))
+    return [name.removesuffix("Pipeline") + "¹" * (name in no_cfg) + "²" * (name in no_data) for name in entry["pipelines"]]
+
+
+def _yes(works: bool) -> str:
+    return "yes" if works else "no"
 
 
 @main.command()

@@ -244,6 +244,10 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     rows = {row["transformer"]: row for row in table["transformers"]}
     assert rows["PixArtTransformer2DModel"]["pipelines"] == ["PixArtAlphaPipeline", "PixArtSigmaPipeline", "PixArtSigmaPAGPipeline"]
     assert [rows[f"{name}Transformer2DModel"]["cfg"] for name in ("SD3", "Flux")] == [True, False]
+    assert rows["FluxTransformer2DModel"]["streams"] == ["image", "text"]
+    assert rows["NucleusMoEImageTransformer2DModel"]["whole"] == {"transformer_blocks.*.img_mlp": "experts choose among all tokens"}
+    assert list(rows["PixArtTransformer2DModel"]["without_cfg"]) == ["PixArtSigmaPAGPipeline"]
+    assert (rows["LatteTransformer3DModel"]["data"], list(rows["LatteTransformer3DModel"]["without_data"])) == (False, ["LattePipeline"])
     assert run(["models"]) == 0
     text = capsys.readouterr().out
     assert all(name in text for name in rows)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, cast
 
 from dit_usp import launch
 from dit_usp.config import ParallelConfig, RingMethod, choose_layout
-from dit_usp.pipelines.layout import check_layout
+from dit_usp.pipelines.layout import check_layout, fewest_heads, has_halves, planned
+from dit_usp.pipelines.table import NOT_DEALT
 
 if TYPE_CHECKING:
     from dit_usp.cli.generate import Options
@@ -28,14 +29,13 @@ def choose(options: Options, model: Model, device: str, guidance: float | None, 
     Raises:
         ValueError: degrees that contradict --nproc, the launcher, the machine, the model or the call.
     """
-    plan = model.plan
-    heads, guided = plan.num_heads(model.transformer), plan.guidance == "batch" and guidance is not None and guidance > 1
+    parts = [(name, model.transformer if part == model.part else {}) for part, name in planned(model.index).items()]
+    heads, guided = fewest_heads(parts), has_halves(model.pipeline, parts) and guidance is not None and guidance > 1
+    dealt = 1 if starts or model.pipeline in NOT_DEALT else pictures
     try:
-        config, reasons = _asked(options) or choose_layout(
-            _default_ranks(options, device), heads=heads, guidance=guided, num_images=1 if starts else pictures
-        )
+        config, reasons = _asked(options) or choose_layout(_default_ranks(options, device), heads=heads, guidance=guided, num_images=dealt)
         _check_ranks(options, config, device)
-        check_layout(config, model.pipeline, [(model.transformer_class, model.transformer)])
+        check_layout(config, model.pipeline, parts)
     except ValueError as error:
         raise ValueError(as_options(str(error))) from error
     if config.cfg_degree > 1 and not guided:

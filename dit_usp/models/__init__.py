@@ -6,7 +6,8 @@ from dit_usp.models import audio, controlnet, image, video
 from dit_usp.models.refused import REFUSED as REFUSED
 from dit_usp.plan import ShardPlan
 
-PLANS: tuple[ShardPlan, ...] = (*image.PLANS, *video.PLANS, *audio.PLANS, *controlnet.PLANS)
+KINDS: dict[str, tuple[ShardPlan, ...]] = {"image": image.PLANS, "video": video.PLANS, "audio": audio.PLANS, "controlnet": controlnet.PLANS}
+PLANS: tuple[ShardPlan, ...] = tuple(plan for plans in KINDS.values() for plan in plans)
 
 
 def find_plan(model: str) -> ShardPlan | None:

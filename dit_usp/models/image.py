@@ -66,7 +66,7 @@ PLANS = (
         exchange("transformer_blocks.*.attn2", queries="image", keys="image", optional=True),  # dual attention: SD3.5 medium
         gather("proj_out", dim=1),
         guidance="batch",
-        unguided="skip_layers",
+        unguided=("skip_layers",),
     ),
     shard_plan(
         "PixArtTransformer2DModel",
@@ -326,14 +326,14 @@ PLANS = (
         split("transformer_blocks.0:hidden_states", dim=1),
         split("transformer_blocks.*:attention_kwargs.attention_mask", dim=1, stream=("image", KEEP)),
         exchange("transformer_blocks.*.attn", shared="suffix"),
-        replicate("transformer_blocks.*.img_mlp", arguments=("hidden_states", "hidden_states_unmodulated")),  # experts choose among all tokens
+        replicate("transformer_blocks.*.img_mlp", arguments=("hidden_states", "hidden_states_unmodulated"), why="experts choose among all tokens"),
         gather("proj_out", dim=1),
     ),
     shard_plan(
         "QwenImage21Transformer2DModel",
         split("transformer_blocks.0:hidden_states", dim=1),
         split("transformer_blocks.*:target_token_mask", dim=0),
-        replicate("transformer_blocks.*.attn", arguments=("hidden_states",)),  # block-causal by whole ranges; its cache stays whole
+        replicate("transformer_blocks.*.attn", arguments=("hidden_states",), why="block-causal by whole ranges; its cache stays whole"),
         gather("transformer_blocks.-1", dim=1),
     ),
 )

@@ -82,6 +82,7 @@ PLANS: tuple[ShardPlan, ...] = (
         gather("proj_out", dim=1),
         gather("audio_proj_out", dim=1, stream="audio"),
         guidance="batch",
+        unguided=("isolate_modalities", "spatio_temporal_guidance_blocks"),  # its other kinds of guidance, a call each
         full=("image", "audio"),
     ),
     shard_plan(
@@ -190,7 +191,7 @@ PLANS: tuple[ShardPlan, ...] = (
     shard_plan(
         "Kandinsky6SRTransformer3DModel",
         split("visual_transformer_blocks.0:hidden_states", dim=1),
-        replicate("visual_transformer_blocks.*.self_attention", arguments=("hidden_states",)),  # chooses its tiles from means over all tokens
+        replicate("visual_transformer_blocks.*.self_attention", arguments=("hidden_states",), why="chooses its tiles from means over all tokens"),
         gather("visual_transformer_blocks.-1", dim=1),
     ),
     shard_plan(
@@ -211,7 +212,7 @@ PLANS: tuple[ShardPlan, ...] = (
     shard_plan(
         "AnyFlowFARTransformer3DModel",
         split("blocks.0:hidden_states", "blocks.*:temb", dim=1),
-        replicate("blocks.*.attn1", arguments=("hidden_states",)),  # chunk-causal by whole ranges; its cache stays whole
+        replicate("blocks.*.attn1", arguments=("hidden_states",), why="chunk-causal by whole ranges; its cache stays whole"),
         gather("blocks.-1", dim=1),
     ),
     shard_plan(
@@ -219,7 +220,7 @@ PLANS: tuple[ShardPlan, ...] = (
         split("rope[0]", "rope[1]", dim=1),
         split("blocks.0:hidden_states", dim=1),
         exchange("blocks.*.attn1"),
-        replicate("face_adapter.*", arguments=("hidden_states",)),  # reads its tokens frame by frame
+        replicate("face_adapter.*", arguments=("hidden_states",), why="reads its tokens frame by frame"),
         gather("proj_out", dim=1),
     ),
     shard_plan(
@@ -237,7 +238,9 @@ PLANS: tuple[ShardPlan, ...] = (
         "SanaWMTransformer3DModel",
         split("blocks.0:x", "blocks.*:plucker_emb", dim=1),
         split("blocks.*:t", "final_layer:t", dim=2, stream="frames"),
-        replicate("blocks.*.attn", "blocks.*.mlp", arguments=("x", "hidden_states")),  # a recurrence over frames; convolutions over space and time
+        replicate(
+            "blocks.*.attn", "blocks.*.mlp", arguments=("x", "hidden_states"), why="a recurrence over frames; convolutions over space and time"
+        ),
         gather("final_layer", dim=1),
         guidance="batch",
         units={"image": "frame"},
