@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -53,7 +54,8 @@ def graph(transformer: M, mesh: Mesh | None = None, *, when: When = "auto") -> M
 
 def ungraph(transformer: nn.Module) -> None:
     """Undo `graph`, and free what was recorded."""
-    if graph_of(transformer):
+    if graphed := graph_of(transformer):
+        graphed.clear()
         transformer._compiled_call_impl = None
 
 
@@ -97,6 +99,8 @@ class CallGraph:
         self._record, self._watch = record or _Recorder(), watch or _watch
         self._entries: dict[Any, _Entry] = {}
         self._state: Any = None
+        # NCCL does not take its communicators down while a recording uses them: a process would hang in its exit.
+        weakref.finalize(self, self._entries.clear)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         before, self.before = self.before, None
@@ -117,6 +121,10 @@ class CallGraph:
             self._prepare(leaves, spec, entry)
             return plain()
         return self._replayed(leaves, entry) if entry.trusted else self._compared(plain, leaves, entry)
+
+    def clear(self) -> None:
+        """Free every recording. Needed before `dist.destroy_process_group`, which hangs while there are any; done when the process ends."""
+        self._entries.clear()
 
     def refresh(self) -> None:
         """Forget what was recorded if the module's layers or weights have been exchanged or scaled since; takes some milliseconds."""

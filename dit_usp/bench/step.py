@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dit_usp.bench.cases import CASES, Inputs, again, build
 from dit_usp.compiled import compile_blocks
 from dit_usp.config import ParallelConfig
-from dit_usp.graph import graph, graph_of
+from dit_usp.graph import graph, graph_of, ungraph
 from dit_usp.inject import parallelize
 from dit_usp.mesh import init_mesh
 
@@ -134,6 +134,8 @@ def measure(
     for one in running:
         if profile and one.result.ms and device.type == "cuda":
             _look(one)
+    for one in running:
+        ungraph(one.model)
     return [one.result for one in running]
 
 
@@ -203,6 +205,7 @@ def _look(one: _Running) -> None:
     """Where one step's milliseconds go on the GPU. Communication counts as far as nothing else runs meanwhile."""
     from torch.profiler import ProfilerActivity, profile
 
+    dist.barrier()  # else one rank's wait for another one's profiler looks like communication
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         _step(one.model, one.inputs)
         torch.cuda.synchronize()
