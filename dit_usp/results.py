@@ -12,7 +12,6 @@ from dit_usp.media import sampling_rate
 from dit_usp.saving import Target, save
 from dit_usp.signature import KINDS, RATES, TRACKS, Call
 
-
 _ALONE = ("Cosmos3OmniPipeline", "SanaWMPipeline")  # their results are one clip, not a batch of them
 
 
@@ -57,7 +56,8 @@ def _track(output: Mapping[str, Any], row: int, pipe: Any, made: Call) -> Sound 
 
 def _latents(output: Mapping[str, Any], row: int, rows: int) -> dict[str, Any]:
     """The tensors of one result by name: "latents" for the result itself, "audio_latents" and so on for the rest. All of a lone one's batch stays."""
-    tensors = {name: value for name, value in output.items() if hasattr(value, "detach")}
+    by_place = {value.data_ptr(): name for name, value in reversed(output.items()) if hasattr(value, "detach")}  # SanaWM's are there twice
+    tensors = {name: output[name] for name in by_place.values()}
     if not tensors:
         raise ValueError("this pipeline gives no latents as tensors; save what it decodes.")
     names = {name: "latents" if name in KINDS else f"{name}_latents" if name in TRACKS else name for name in tensors}

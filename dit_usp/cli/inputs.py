@@ -27,8 +27,8 @@ _CONDITIONS: dict[str, dict[str, Any]] = {"--image": {"index": 0}, "--video": {"
 
 # Pipelines whose several pictures belong to one result, though the annotation does not say so.
 _SEVERAL = ("QwenImageEditPlusPipeline", "QwenImage21Pipeline")
-_KEEP_SIZE = ("ZImageImg2ImgPipeline", "ZImageInpaintPipeline")
-_FROM_PYTHON = ("VisualClozePipeline", "VisualClozeGenerationPipeline")
+KEEP_SIZE = ("ZImageImg2ImgPipeline", "ZImageInpaintPipeline")
+FROM_PYTHON = ("VisualClozePipeline", "VisualClozeGenerationPipeline")
 # What a pipeline needs, where the annotation tells otherwise. An inner tuple: one of them is enough; nothing: it can do without.
 _NEEDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "CogVideoXFunControlPipeline": (("control_video",),),
@@ -75,7 +75,7 @@ def read_inputs(options: Options, model: Model) -> Inputs:
     Raises:
         ValueError: the pipeline has no such argument, takes one where several are given; a file cannot be read.
     """
-    if model.pipeline in _FROM_PYTHON:
+    if model.pipeline in FROM_PYTHON:
         raise ValueError(f"{model.pipeline} starts from a table of example pictures; call it from Python.")
     given = {
         "--image": options.image,
@@ -119,7 +119,7 @@ def check_size(call: Mapping[str, Any], model: Model) -> None:
     Raises:
         ValueError: one is.
     """
-    if model.pipeline not in _KEEP_SIZE or not isinstance(path := call.get("image"), str):
+    if model.pipeline not in KEEP_SIZE or not isinstance(path := call.get("image"), str):
         return
     width, height = media.read_picture(path).size
     if (call.get("height", height), call.get("width", width)) != (height, width):
@@ -175,13 +175,13 @@ def check_needs(call: dict[str, Any], inputs: Inputs, model: Model) -> None:
     Raises:
         ValueError: names the options that are missing.
     """
-    missing = [names for names in _needs(model) if not any(call.get(name) is not None for name in names)]
+    missing = [names for names in needed(model) if not any(call.get(name) is not None for name in names)]
     if missing:
         words = " and ".join(" or ".join(inputs.taken.get(name, f"--set {name}=FILE") for name in names) for names in missing)
         raise ValueError(f"{model.pipeline} needs {words}.")
 
 
-def _needs(model: Model) -> Iterator[tuple[str, ...]]:
+def needed(model: Model) -> Iterator[tuple[str, ...]]:
     """By the table, else what has no default, or None for one that its annotation does not allow: diffusers' way to say "not without"."""
     if model.pipeline in _NEEDS:
         yield from _NEEDS[model.pipeline]

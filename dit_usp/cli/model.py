@@ -22,7 +22,13 @@ from dit_usp.signature import FRAMES, Call, Parameter, read_call
 DEFAULT = "emoji-pixart-256"
 # What suits a model that comes with us, by the pipeline's names, and "fps". Half the steps look the same (the figures are in its model card), and the
 # size is the one asked for: PixArt would make the nearest of its table's and stretch it.
-EMBEDDED_CALLS: dict[str, dict[str, Any]] = {DEFAULT: {"num_inference_steps": 10, "guidance_scale": 3.0, "use_resolution_binning": False}}
+EMBEDDED_CALLS: dict[str, dict[str, Any]] = {
+    DEFAULT: {"num_inference_steps": 10, "guidance_scale": 3.0, "use_resolution_binning": False},
+    "emoji-video": {
+        **{"num_inference_steps": 10, "guidance_scale": 3.0, "height": 128, "width": 128, "num_frames": 13},
+        **{"max_sequence_length": 32, "fps": 10},  # 32 tokens: the longest caption it learnt; WanPipeline pads to 512
+    },
+}
 
 _TRANSFORMERS = ("transformer", "transformer_2")  # Wan 2.2 may have the second alone
 _OTHERS = {"vae": "config.json", "scheduler": "scheduler_config.json"}
@@ -99,6 +105,8 @@ class Model:
             return default
         config, pixels = self.transformer, sizes.pixels_a_latent(self.vae)
         latents = config.get(f"sample_{side}", config.get("sample_size", self.call.sample_size))
+        if self.pipeline in sizes.SAMPLES_ARE_TOKENS and latents:
+            latents *= 2
         return latents * pixels if pixels and isinstance(latents, int) else None
 
     def default_frames(self) -> int | None:

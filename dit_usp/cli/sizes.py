@@ -21,6 +21,8 @@ _PATCHES = ("patch_size", "all_patch_size", "latent_patch_size")
 # of that where pictures to follow are put beside them; Qwen-Image's config has it as its patch.
 _PACKED = 4
 
+SAMPLES_ARE_TOKENS = ("BriaPipeline",)  # its constant counts what it packs by 2 x 2
+
 # Pipelines with frame counts of their own: whole windows, the frames of another clip, or a rule that is not of the form k * t + 1.
 OWN_FRAMES = (
     "AllegroPipeline",
