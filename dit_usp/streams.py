@@ -106,7 +106,8 @@ class StreamState:
         key = (self.signature, what, str(place))
         if key in self._agreed or torch.compiler.is_compiling():
             return
-        if (held := collectives.exchange_lengths(own, self.group)) != expected:
+        if not all(collectives.exchange_lengths(int(own == expected[self.group.rank()]), self.group)):
+            held = collectives.exchange_lengths(own, self.group)
             raise UnsupportedError(f"{self.owner}: {place} has {_listed(held)} {what} on the ranks where the shard plan expects {_listed(expected)}.")
         self._agreed.add(key)
 
