@@ -58,8 +58,10 @@ def _folded(kind: str, entries: list[dict[str, Any]]) -> str:
     names = [name for entry in entries for name in entry["pipelines"]]
     count = f"{len(entries)} transformers, {len(names)} pipelines" if names else str(len(entries))
     head = ["| transformer | `--cfg 2` | `--data N` | pipelines: `USP` + name + `Pipeline` |", "| --- | --- | --- | --- |"]
-    rows = [f"| {entry['transformer']} | {_yes(entry['cfg'])} | {_yes(entry['data']) if entry['pipelines'] else ''} | {', '.join(_names(entry))} |" for entry in entries]
-    return "\n".join(["<details>", f"<summary>{TITLES[kind]}: {count}</summary>", "", *head, *rows, "", "</details>"])
+    rows = [[entry["transformer"], _yes(entry["cfg"]), _yes(entry["data"]) * bool(names), ", ".join(_names(entry))] for entry in entries]
+    return "\n".join(
+        ["<details>", f"<summary>{TITLES[kind]}: {count}</summary>", "", *head, *(f"| {' | '.join(row)} |" for row in rows), "", "</details>"]
+    )
 
 
 def _names(entry: dict[str, Any]) -> list[str]:

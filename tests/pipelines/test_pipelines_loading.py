@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from calls import array, error, expected, plain, shared
+from calls import arguments, array, error, expected, plain, shared
 from tiny_pipelines import build, default_call
 
 from dit_usp import ParallelConfig, auto_pipeline, pipelines
+from dit_usp.pipelines.base import sharded_parts
 
 PIXART, SD3 = "PixArtAlphaPipeline", "StableDiffusion3Pipeline"
 
@@ -48,6 +49,29 @@ def test_every_part_gets_the_dtype_asked_for(ranks, folder, tmp_path):
     build(PIXART, tmp_path).to(torch.float16).save_pretrained(tmp_path / "half")
     assert ranks(1, loaded, str(tmp_path / "half"), (1,), None)[0][2:4] == ("torch.float32", "torch.float32")
     assert ranks(1, loaded, str(tmp_path / "half"), (1,), torch.bfloat16)[0][2:4] == ("torch.bfloat16", "torch.bfloat16")
+
+
+def of_several_models(name, path):
+    """From files: the classes of what is shared, and the picture."""
+    pipe = auto_pipeline(path, parallel=ParallelConfig(2))
+    pipe.set_progress_bar_config(disable=True)
+    output = pipe(**arguments(name, {"seeds": 5, "output_type": "latent"}))
+    return [type(part).__name__ for part in sharded_parts(pipe)], array(next(iter(vars(output).values())))
+
+
+SEVERAL = {
+    "FluxControlNetImg2ImgPipeline": ["FluxTransformer2DModel", "FluxControlNetModel"],
+    "Ideogram4Pipeline": ["Ideogram4Transformer2DModel", "Ideogram4Transformer2DModel"],
+    "WanPipeline": ["WanTransformer3DModel", "WanTransformer3DModel"],
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_all_models_of_a_pipeline_are_shared(ranks, folder, name):
+    (parts, out), (_, nothing) = ranks(2, of_several_models, name, folder(name))
+    assert parts == SEVERAL[name]
+    assert error(out, expected(name, folder(name))) <= 1e-5
+    assert nothing is None
 
 
 def saved(path, target):
