@@ -11,8 +11,8 @@ def test_names_stand_for_folders():
 
 
 def load_by_name():
-    return type(auto_pipeline("emoji-pixart-256")).__name__
+    return [type(auto_pipeline(name)).__name__ for name in ("emoji-pixart-256", "emoji-video")]
 
 
 def test_pipelines_load_by_name(ranks):
-    assert ranks(2, load_by_name) == ["USPPixArtAlphaPipeline"] * 2
+    assert ranks(2, load_by_name) == [["USPPixArtAlphaPipeline", "USPWanPipeline"]] * 2
