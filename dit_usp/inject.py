@@ -122,6 +122,7 @@ class Injection:
         self.undo: list[Callable[[], Any]] = []
         self.twins: dict[tuple[int, type], type] = {}
         self.attentions: list[tuple[Exchange | Reduce, nn.Module]] = []
+        self.whole: set[nn.Module] = set()  # run whole on every rank because this config says so
         self.processors: list[Any] = []  # ours, one for each of the attentions
         self.made: dict[int, list[tuple[Any, Any]]] = {}  # by attention module: processors that were met, and ours in their place
         self.gathered: set[int] = set()  # the Gather words that acted in the forward under way
@@ -161,7 +162,7 @@ class Injection:
         arguments = self._halve(arguments)
         if self.mesh.sequence.size() > 1:
             for name, reason in self.plan.refused.items():
-                if arguments.get(name) is not None:
+                if arguments.get(name) is not None and not self.whole:
                     raise UnsupportedError(f"{self.plan.model} with {name} cannot be shared over ranks: {reason}.")
             latents = arguments.get(self.names[0])
             self.rows = len(latents) if isinstance(latents, Tensor) and latents.ndim > 1 else None
@@ -296,7 +297,8 @@ class Injection:
 
     def _attach_exchange(self, word: Exchange) -> None:
         for path in word.modules:
-            for module in modules_at(self.transformer, path) if word.optional else require(self.transformer, path):
+            found = modules_at(self.transformer, path) if word.optional else require(self.transformer, path)
+            for module in (module for module in found if module not in self.whole):
                 self._attach_processor(word, module)
                 if word.calls:
                     self._hook(module.register_forward_pre_hook(self._first_turn))
@@ -306,8 +308,12 @@ class Injection:
             collect = partial(self.streams.collect, dim=word.dim, streams=word.streams, place=path)
             return {name: change(value, (), collect) if name in word.arguments else value for name, value in arguments.items()}
 
+        config: Any = self.transformer.config
+        if word.when and config.get(word.when[0]) != word.when[1]:
+            return
         for path in word.modules:
             for module in require(self.transformer, path):
+                self.whole |= {module} if word.when else set()
                 self._on_arguments(module, partial(whole, path))
                 self._on_output(module, (), partial(self.streams.cut, dim=word.dim, streams=word.streams, place=path))
 

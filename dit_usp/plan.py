@@ -137,6 +137,7 @@ class Replicate:
     why: str
     dim: int
     streams: Streams
+    when: tuple[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -239,9 +240,16 @@ def late(*places: str) -> Late:
     return Late(_places(places))
 
 
-def replicate(*modules: str, arguments: Sequence[str], why: str, dim: int = 1, stream: str | Streams = "image") -> Replicate:
-    """Run modules whole on every rank: their token `arguments` are collected along `dim`, their outputs cut again. Exact, not parallel."""
-    return Replicate(modules, tuple(arguments), why, dim, _streams(stream))
+def replicate(
+    *modules: str, arguments: Sequence[str], why: str, dim: int = 1, stream: str | Streams = "image", when: tuple[str, Any] | None = None
+) -> Replicate:
+    """Run modules whole on every rank: their token `arguments` are collected along `dim`, their outputs cut again. Exact, not parallel.
+
+    Args:
+        when: an entry of the model's config and its value, for modules that are exchanged, or local, in other configs. Such a word stands before
+            the `exchange` of the same modules, which leaves alone what runs whole.
+    """
+    return Replicate(modules, tuple(arguments), why, dim, _streams(stream), when)
 
 
 def neighbour(*modules: str, dim: int, n: int) -> Neighbour:
@@ -288,7 +296,7 @@ class ShardPlan:
             short: models reshape with a -1, which has no meaning for an empty tensor.
         cache: an argument that holds keys of earlier forwards, each rank its own. Every forward that is given one asks once how many they are.
         ragged: a mask by which the model drops words: its values, not only its shape, decide how many keys the calls of stream "?" have.
-        refused: arguments that cannot be shared over ranks, and why.
+        refused: arguments that cannot be shared over ranks, unless modules run whole by their config, and why.
         heads: the entry of the model's config that counts its attention heads.
     """
 

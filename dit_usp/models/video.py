@@ -170,6 +170,12 @@ PLANS: tuple[ShardPlan, ...] = (
     shard_plan(
         "Kandinsky5Transformer3DModel",
         split("visual_transformer_blocks.0:visual_embed", "visual_transformer_blocks.*:rope", dim=1),
+        replicate(
+            "visual_transformer_blocks.*.self_attention",
+            arguments=("hidden_states", "rotary_emb"),
+            when=("attention_type", "nabla"),
+            why="with attention_type=nabla it chooses its tiles from means over all tokens",
+        ),
         exchange("visual_transformer_blocks.*.self_attention"),
         gather("visual_transformer_blocks.-1", dim=1),
         refused={"sparse_params": "its blocks of attention are chosen from means over all tokens"},

@@ -6,6 +6,7 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.models.attention_dispatch import AttentionBackendName
 from torch import nn
 
 from tiny.tools import Inputs, rand, text_mask, times
@@ -36,10 +37,10 @@ def motif_decoder(batch: int = 2) -> tuple[nn.Module, Inputs]:
     return model, inputs | dict(image_embeds=None)
 
 
-def kandinsky5(batch: int = 2) -> tuple[nn.Module, Inputs]:
+def kandinsky5(batch: int = 2, **config: Any) -> tuple[nn.Module, Inputs]:
     model = diffusers.Kandinsky5Transformer3DModel(
         in_visual_dim=4, in_text_dim=16, in_text_dim2=10, time_dim=8, out_visual_dim=4, model_dim=48, ff_dim=32, num_text_blocks=1,
-        num_visual_blocks=2, axes_dims=(4, 4, 4), visual_cond=True,
+        num_visual_blocks=2, axes_dims=(4, 4, 4), visual_cond=True, **config,
     )  # fmt: skip
     return model, dict(
         hidden_states=rand(batch, *SHAPE, 9),
@@ -48,6 +49,19 @@ def kandinsky5(batch: int = 2) -> tuple[nn.Module, Inputs]:
         pooled_projections=rand(batch, 10, seed=3),
         visual_rope_pos=(torch.arange(FRAMES), torch.arange(TALL), torch.arange(WIDE)),
         text_rope_pos=torch.arange(9),
+    )
+
+
+def kandinsky5_nabla(batch: int = 2) -> tuple[nn.Module, Inputs]:
+    """Attention between tiles of 8 x 8 tokens that it chooses itself, in flex_attention: for long videos."""
+    model, inputs = kandinsky5(batch, attention_type="nabla")
+    for block in model.visual_transformer_blocks:
+        block.self_attention.processor._attention_backend = AttentionBackendName.FLEX  # set_attention_backend sets other models' too
+    near = (torch.arange(6)[:, None] - torch.arange(6)).abs() < 2
+    return model, inputs | dict(
+        hidden_states=rand(batch, 3, 16, 32, 9),
+        visual_rope_pos=(torch.arange(3), torch.arange(8), torch.arange(16)),
+        sparse_params={"sta_mask": near[None, None], "to_fractal": True, "P": 0.7},
     )
 
 
@@ -216,6 +230,7 @@ TINY = {
         motif,
         motif_decoder,
         kandinsky5,
+        kandinsky5_nabla,
         kandinsky6,
         kandinsky6_silent,
         sana_video,
