@@ -22,7 +22,7 @@ SECONDS = 2.9
 
 def oobleck(rate: int = RATE) -> diffusers.AutoencoderOobleck:
     return diffusers.AutoencoderOobleck(
-        encoder_hidden_size=4, downsampling_ratios=[2, 4], channel_multiples=[1, 2], decoder_channels=4, decoder_input_channels=4, sampling_rate=rate
+        encoder_hidden_size=8, downsampling_ratios=[2, 4], channel_multiples=[1, 2], decoder_channels=4, decoder_input_channels=4, sampling_rate=rate
     ).eval()
 
 
