@@ -2,10 +2,12 @@
 
 python scripts/readme.py models      rewrite the list in README.md from dit_usp/models and dit_usp/pipelines
 python scripts/readme.py pictures    make docs/strip.webp and docs/contact_sheet.webp by `dit-usp generate`
+python scripts/readme.py clips       make docs/clips.webp in the same way
 """
 
 from __future__ import annotations
 
+import io
 import random
 import re
 import subprocess
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageSequence
 
 from dit_usp.cli.models import transformers
 from dit_usp.models import KINDS
@@ -30,6 +32,8 @@ STRIP = ("a red heart", "an owl", "puppy", "a castle on a blue background", "a s
 KEYWORDS = ("puppy", "car", "happy", "music", "winter", "space", "breakfast", "science")
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "black")
 PLACES = ("on the left", "on the right", "at the top", "at the bottom")
+VIDEO = "emoji-video"
+MOTIONS = ("{} bouncing", "spinning {}", "growing {}", "{} moving to the left", "shaking {}", "{} flying up", "{} falling down")
 
 
 @click.group()
@@ -85,24 +89,37 @@ def pictures(seed: int) -> None:
     sheet(generate([*names[:16], *KEYWORDS, *coloured, *placed], seed), columns=8, pixels=128).save(ROOT / "docs" / "contact_sheet.webp", quality=80)
 
 
-def known_names() -> list[str]:
-    """Names of all that the embedded model was taught."""
+@main.command()
+@click.option("--seed", default=1)
+def clips(seed: int) -> None:
+    """Make the moving strip: a bouncing heart, and names drawn at random in the other motions."""
+    names = random.Random(seed).sample(known_names(VIDEO), len(MOTIONS))
+    prompts = ["a bouncing heart", *(motion.format(name) for motion, name in zip(MOTIONS, names, strict=True))]
+    made = generate(prompts, seed, "--model", VIDEO, "-o", "clip.webp")
+    films = [[(caption, frame.copy()) for frame in ImageSequence.Iterator(clip)] for caption, clip in made]
+    frames = [sheet(moment, columns=4, pixels=128) for moment in zip(*films, strict=True)]
+    frames[0].save(ROOT / "docs" / "clips.webp", save_all=True, append_images=frames[1:], duration=100, loop=0, quality=70)
+
+
+def known_names(model: str | None = None) -> list[str]:
+    """Names of all that an embedded model was taught; of the default's, if none is named."""
     from dit_usp.cli.model import DEFAULT, embedded
     from dit_usp.prompts import subjects
 
-    return sorted(subjects(embedded()[DEFAULT]))
+    return sorted(subjects(embedded()[model or DEFAULT]))
 
 
-def generate(prompts: Sequence[str], seed: int) -> list[tuple[str, Image.Image]]:
-    """What `dit-usp generate --prompts` makes on two ranks; a caption and a picture for each prompt."""
+def generate(prompts: Sequence[str], seed: int, *options: str) -> list[tuple[str, Image.Image]]:
+    """What `dit-usp generate --prompts` makes on two ranks; a caption and a picture or clip for each prompt."""
     with tempfile.TemporaryDirectory() as folder:
         listed = Path(folder, "prompts.txt")
         listed.write_text("\n".join(prompts), encoding="utf-8")
-        command = [sys.executable, "-P", "-m", "dit_usp", "generate", "--prompts", str(listed), "-o", folder, "--seed", str(seed), "--nproc", "2"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        command = [sys.executable, "-P", "-m", "dit_usp", "generate", "--prompts", str(listed), "-o", ".", "--seed", str(seed), "--nproc", "2"]
+        done = subprocess.run([*command, *options], cwd=folder, capture_output=True, text=True, check=True)
         notes = dict(re.findall(r"^(.+) -> (.+)$", done.stderr, re.MULTILINE))
         captions = [f"{prompt} -> {notes[prompt]}" if prompt in notes else prompt for prompt in prompts]
-        return [(caption, Image.open(path).copy()) for caption, path in zip(captions, done.stdout.splitlines(), strict=True)]
+        files = [io.BytesIO(Path(folder, path).read_bytes()) for path in done.stdout.splitlines()]
+        return [(caption, Image.open(file)) for caption, file in zip(captions, files, strict=True)]
 
 
 def sheet(made: Sequence[tuple[str, Image.Image]], columns: int, pixels: int) -> Image.Image:

@@ -73,8 +73,9 @@ def test_the_python_for_a_notebook_makes_a_picture(tmp_path):
     assert run_block(blocks("python")[1] + "print(image.size)", tmp_path).strip() == "(256, 256)"
 
 
-def test_the_embedded_model_knows_as_many_names_as_it_says():
+def test_the_embedded_models_know_as_many_names_as_they_say():
     assert f"knows {len(subjects(embedded()[DEFAULT])):,} emoji by name" in TEXT
+    assert f"shows {len(subjects(embedded()['emoji-video']))} of them in motion" in TEXT
 
 
 # -- the drawing
