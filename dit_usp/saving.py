@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dit_usp import formats
 from dit_usp.formats import KEY, Clip, Sound
 from dit_usp.media import NEEDS_PYAV, TENSORS, has_pyav
+from dit_usp.pipelines.table import NO_LATENTS
 from dit_usp.signature import DEFAULT_FPS, Call
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def result_format(path: Path, made: Call) -> str:
         ValueError: also for latents that the pipeline does not give, and for a pipeline that gives nothing else.
     """
     form = file_format(path, made.kind)
-    if form == "safetensors" and not made.gives_latents:
+    if form == "safetensors" and (made.name in NO_LATENTS or not made.gives_latents):
         raise ValueError(f"{path.name}: {made.name} has no latents to save; use {', '.join(SUFFIXES[made.kind])}.")
     if form != "safetensors" and (reason := _LATENTS_ONLY.get(made.name)):
         raise ValueError(f"{path.name}: {made.name} {reason.format(suffix=path.suffix)}; use {TENSORS}.")

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from calls import shared
-from files import prepared, write_configs, write_files
+from files import options, prepared, write_configs, write_files
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_pipelines import build, default_call
 
 from dit_usp import launch, media
 from dit_usp.cli.model import find_model
+from dit_usp.cli.prepare import prepare
 from dit_usp.media import read_clip, read_sound
 from dit_usp.request import Request
 from dit_usp.saving import read_metadata
@@ -138,6 +139,23 @@ def test_latents_start_another_picture(folder: Path) -> None:
     pipe = build("FluxPipeline", Path("parts"))
     wanted = pipe(**default_call("FluxPipeline"), latents=noise).images[0]
     assert np.array_equal(np.asarray(Image.open(path)), np.asarray(wanted))
+
+
+def five_hundred_and_twelve() -> Any:
+    """On a rank: the latents of a call that names a size and nothing else of PixArt's."""
+    worker = Worker(lambda *args: None)
+    worker.load("emoji-pixart-256", None, "cpu", "float32", {})
+    return worker.generate("a red heart", [1], [], {"height": 512, "width": 512, "num_inference_steps": 2, "output_type": "latent"})
+
+
+def test_the_model_that_comes_with_us_draws_the_size_asked_for(ranks: Any) -> None:
+    output, nothing = ranks(2, five_hundred_and_twelve)
+    assert output.images.shape == (1, 8, 64, 64)
+    assert nothing is None
+    made = prepare(options(model="emoji-pixart-256", prompt=("a red heart",), height=512, width=512))
+    assert "512 x 512" in made.plan[2]
+    assert "1024 tokens" in made.plan[2]
+    assert made.request.call["use_resolution_binning"] is False
 
 
 def on_a_rank(folder: str, request: Request) -> list[str]:
