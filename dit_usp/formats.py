@@ -115,8 +115,11 @@ def movie_metadata(path: str | Path) -> str | None:
     """The JSON text in a clip with a codec, if there is one."""
     import av
 
-    with av.open(path) as container:
-        tags = {name.lower(): text for name, text in container.metadata.items()}  # Matroska's are in capitals
+    try:
+        with av.open(path) as container:
+            tags = {name.lower(): text for name, text in container.metadata.items()}  # Matroska's are in capitals
+    except av.FFmpegError as error:
+        raise ValueError(f"{path} is not a clip that can be read.") from error
     return tags.get("comment")
 
 

@@ -137,29 +137,29 @@ def file_format(path: Path, kind: str) -> str:
     Raises:
         ValueError: it stands for none that holds this kind, or for one that needs PyAV; names those that work.
     """
-    known = {**SUFFIXES[kind], TENSORS: "safetensors"}
-    if (suffix := path.suffix.lower()) not in known:
+    if (suffix := path.suffix.lower()) not in SUFFIXES[kind]:
         names = f"{', '.join(SUFFIXES[kind])} (latents: {TENSORS})"
         raise ValueError(
             f"{path.name}: a {kind} is written as {names}, not {suffix}." if suffix else f"{path.name}: a {kind} needs a suffix: {names}."
         )
     if suffix in _MOVIES and not has_pyav():
         raise ValueError(f"{path.name}: {suffix} needs {NEEDS_PYAV}; or use .webp.")
-    return known[suffix]
+    return SUFFIXES[kind][suffix]
 
 
 def result_format(path: Path, made: Call) -> str:
-    """`file_format` for what a pipeline makes.
+    """`file_format` for what a pipeline makes, or "safetensors" for its latents.
 
     Raises:
         ValueError: also for latents that the pipeline does not give, and for a pipeline that gives nothing else.
     """
-    form = file_format(path, made.kind)
-    if form == "safetensors" and (made.name in NO_LATENTS or not made.gives_latents):
-        raise ValueError(f"{path.name}: {made.name} has no latents to save; use {', '.join(SUFFIXES[made.kind])}.")
-    if form != "safetensors" and (reason := _LATENTS_ONLY.get(made.name)):
+    if path.suffix.lower() == TENSORS:
+        if made.name in NO_LATENTS or not made.gives_latents:
+            raise ValueError(f"{path.name}: {made.name} has no latents to save; use {', '.join(SUFFIXES[made.kind])}.")
+        return "safetensors"
+    if reason := _LATENTS_ONLY.get(made.name):
         raise ValueError(f"{path.name}: {made.name} {reason.format(suffix=path.suffix)}; use {TENSORS}.")
-    return form
+    return file_format(path, made.kind)
 
 
 def default_suffix(made: Call) -> str:
@@ -234,8 +234,6 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} carries damaged metadata.") from error
     except ModuleNotFoundError as error:
         raise ValueError(f"{path} cannot be read: that needs {NEEDS_PYAV}.") from error
-    except OSError as error:
-        raise ValueError(f"{path} is not a clip that can be read.") from error
     if not isinstance(told, dict):
         raise ValueError(f"{path} carries no metadata of dit-usp.")
     return told

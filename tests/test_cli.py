@@ -11,12 +11,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from folders import write_folder
 from PIL import Image
 
 from dit_usp import engine, launch, saving
 from dit_usp.cli import COMMANDS, group, run
 from dit_usp.cli.console import progress
+from dit_usp.formats import Sound, wav
+from dit_usp.media import Clip
 from dit_usp.request import Request
 from dit_usp.saving import read_metadata
 from dit_usp.status import Doing
@@ -27,6 +30,7 @@ OPTIONS = {
     "--duration --image --mask --video --control-image --last-image --audio "
     "--negative --dtype --device --images --prompts --set --print-plan --overwrite --debug",
     "models": "--json",
+    "bench": "--share --ulysses --ring --cfg --ring-method --mode --baseline --layers --dtype --runs --profile --json --plot",
     "show": "--json",
 }
 
@@ -51,7 +55,7 @@ def requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Request]:
     def write(request: Request, on_progress: Any) -> list[str]:
         kept.append(request)
         picture = Image.new("RGB", (16, 16))
-        made = [picture] * 2 if request.fps else picture
+        made: Any = {"latents": torch.zeros(1)} if "output_type" in request.call else [picture] * 2 if request.fps else picture
         return [str(saving.save(made, request.target(picture))) for picture in request.pictures]
 
     monkeypatch.setattr(engine, "run", write)
@@ -102,6 +106,100 @@ def test_a_video_model_writes_clips(requests: list[Request], tmp_path: Path, mon
     assert generate("a wave", "--model", folder, "--frames", "5", "--fps", "12", "--set", "use_dynamic_cfg=True") == 0
     assert requests[0].call == {"num_frames": 5, "use_dynamic_cfg": True}
     assert (requests[0].fps, requests[0].pictures[0].path) == (12, "a-wave.mp4")
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "arguments", "call"),
+    [
+        ("FluxImg2ImgPipeline", "--image a.png", {"image": "a.png"}),
+        ("FluxInpaintPipeline", "--image a.png --mask b.png", {"image": "a.png", "mask_image": "b.png"}),
+        ("Flux2Pipeline", "--image a.png --image b.png", {"image": ["a.png", "b.png"]}),
+        ("FluxPipeline", "--set ip_adapter_image=a.png", {"ip_adapter_image": "a.png"}),
+        ("WanImageToVideoPipeline", "--image a.png --last-image b.png", {"image": "a.png", "last_image": "b.png"}),
+        ("WanVideoToVideoPipeline", "--video c.gif", {"video": "c.gif"}),
+        ("WanVideoToVideoPipeline", "--video c.gif --frames 4", {"video": Clip("c.gif", 1)}),
+        ("WanVideoToVideoPipeline", "--video c.gif --duration 0.6", {"video": Clip("c.gif", 5)}),
+        (
+            "WanAnimatePipeline",
+            "--image a.png --video c.gif --set face_video=c.gif",
+            {"image": "a.png", "pose_video": "c.gif", "face_video": "c.gif"},
+        ),
+        (
+            "LTX2ConditionPipeline",
+            "--image a.png --last-image b.png",
+            {"conditions": [{"frames": "a.png", "index": 0}, {"frames": "b.png", "index": -1}]},
+        ),
+        ("LTX2ConditionPipeline", "--video c.gif --fps 30", {"conditions": [{"frames": "c.gif", "index": 0}], "frame_rate": 30.0}),
+        ("StableAudioPipeline", "--audio d.wav --duration 4", {"initial_audio_waveforms": "d.wav", "audio_end_in_s": 4.0}),
+        ("CosmosTextToWorldPipeline", "--fps 24", {"fps": 24}),
+    ],
+)
+def test_files_get_the_names_that_the_call_has_for_them(
+    requests: list[Request], tmp_path: Path, pipeline: str, arguments: str, call: dict[str, Any]
+) -> None:
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (16, 16)).save(name)
+    Image.new("L", (16, 16)).save("c.gif", save_all=True, append_images=[Image.new("L", (16, 16), number) for number in range(1, 9)], duration=100)
+    Path("d.wav").write_bytes(wav(Sound(np.zeros(800), 8000), {}))
+    assert generate("x", "--model", str(write_folder(tmp_path, pipeline)), "-o", "out.safetensors", *arguments.split()) == 0
+    assert requests[0].call == call | {"output_type": "latent"}
+
+
+def test_what_needs_no_text_is_asked_for_none(requests: list[Request], tmp_path: Path) -> None:
+    Image.new("L", (16, 16)).save("c.gif")
+    assert generate("--model", str(write_folder(tmp_path, "Kandinsky6SRPipeline")), "--video", "c.gif") == 0
+    assert requests[0].pictures[0].path == "clip.mp4"
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "arguments", "frames", "note"),
+    [
+        ("WanPipeline", "--frames 81", 81, ""),
+        ("WanPipeline", "--frames 84", 85, "--frames 84: WanPipeline makes 4k + 1 frames, here 85\n"),
+        ("CogVideoXPipeline", "--frames 84", 81, "--frames 84: CogVideoXPipeline makes 4k + 1 frames, here 81\n"),
+        ("WanPipeline", "--frames 3", 1, "--frames 3: WanPipeline makes 4k + 1 frames, here 1\n"),
+        ("WanPipeline", "--duration 5", 81, "5 s at 16 frames a second: 81 frames, 5.06 s\n"),
+        ("WanPipeline", "--duration 5 --fps 24", 121, "5 s at 24 frames a second: 121 frames, 5.04 s\n"),
+    ],
+)
+def test_frames_are_rounded_as_the_pipeline_does_and_it_is_said(
+    requests: list[Request], tmp_path: Path, capsys: pytest.CaptureFixture[str], pipeline: str, arguments: str, frames: int, note: str
+) -> None:
+    assert generate("x", "--model", str(write_folder(tmp_path, pipeline)), "--seed", "1", *arguments.split()) == 0
+    assert requests[0].call == {"num_frames": frames}
+    assert capsys.readouterr().err.rpartition("0.")[0] in (note, f"{note}0.")  # before the line with the time
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "arguments", "fps"),
+    [
+        ("WanPipeline", "", 16),
+        ("WanPipeline", "--fps 23.976", 23.976),
+        ("WanVideoToVideoPipeline", "--video c.gif", 10),
+        ("WanVideoToVideoPipeline", "--video c.gif --fps 12", 12),
+        ("LTX2ConditionPipeline", "--video c.gif", 24),
+        ("CosmosTextToWorldPipeline", "", 30),
+        ("FluxPipeline", "", None),
+    ],
+)
+def test_a_clip_plays_as_fast_as_its_model_or_its_source(requests: list[Request], tmp_path: Path, pipeline: str, arguments: str, fps: float) -> None:
+    Image.new("L", (16, 16)).save("c.gif", save_all=True, append_images=[Image.new("L", (16, 16), 9)], duration=100)
+    assert generate("x", "--model", str(write_folder(tmp_path, pipeline)), *arguments.split()) == 0
+    assert requests[0].fps == fps
+
+
+def test_a_format_without_sound_is_said(requests: list[Request], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for output, said in (("a.gif", True), ("a.mp4", False)):
+        assert generate("x", "--model", str(write_folder(tmp_path, "LTX2ConditionPipeline")), "-o", output) == 0
+        assert (".gif holds no sound; use .mp4 to keep it" in capsys.readouterr().err) == said
+
+
+def test_given_pictures_are_not_dealt_to_replicas(requests: list[Request], tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16)).save("a.png")
+    arguments = ("--model", str(write_folder(tmp_path, "FluxImg2ImgPipeline")), "--image", "a.png", "--images", "2", "--nproc", "2")
+    assert generate("x", *arguments) == 0
+    assert requests[0].config.ulysses_degree == 2
+    assert [picture.seed for picture in requests[0].pictures][1] == requests[0].pictures[0].seed + 1
 
 
 @pytest.mark.parametrize(
