@@ -87,7 +87,7 @@ def easyanimate(name: str, folder: Path) -> Any:
 def without_unknown_argument() -> None:
     """diffusers 0.42.1's control pipeline passes its encode_prompt an argument it does not have, and has no decode_latents: it stops there."""
     encode = diffusers.EasyAnimateControlPipeline.encode_prompt
-    if "text_encoder_index" not in inspect.signature(encode).parameters and encode.__name__ == "encode_prompt":
+    if "text_encoder_index" not in inspect.signature(encode).parameters:
         diffusers.EasyAnimateControlPipeline.encode_prompt = lambda self, *args, text_encoder_index, **kwargs: encode(self, *args, **kwargs)
 
 
