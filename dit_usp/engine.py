@@ -96,12 +96,12 @@ class Engine:
         if seed is None and "generator" in parameters and "generator" not in call:
             seed = random_seed()
         seeds = seed if isinstance(seed, list) else [] if seed is None else [seed]
-        taken = read_call(self.pipeline).first(RATES)
-        if taken and fps is not None:
-            call[taken] = fps
-        targets = self._targets(prompt, seeds, save, fps, call)
-        if any(target.wants_latents for target in targets):
-            call["output_type"] = "latent"
+        made = read_call(self.pipeline)
+        if fps is not None and (name := made.first(RATES)):
+            call[name] = fps
+        targets = self._targets(prompt, seeds, save, fps and made.played(fps), call)
+        if targets:
+            call |= made.output_type(latents=targets[0].wants_latents)
         return self._ask("generate", prompt=prompt, seeds=seeds, targets=targets, call=call)
 
     def _targets(self, prompt: str | list[str], seeds: list[int], save: Files | None, fps: float | None, call: Mapping[str, Any]) -> list[Target]:
@@ -211,7 +211,7 @@ def run(request: Request, on_progress: OnProgress = lambda doing, done: None) ->
 
 def _carry_out(request: Request, ask: Callable[[str, dict[str, Any], int], Any]) -> list[str]:
     """Load, then one call a round; `ask(name, arguments, pictures done)` has the ranks do each."""
-    ask("load", {"model": request.model, "parallel": request.config, "device": request.device, "dtype": request.dtype, "options": {}}, 0)
+    ask("load", {"model": request.model, "parallel": request.config, "device": request.device, "dtype": request.dtype, "options": request.speed}, 0)
     files: list[str] = []
     done = 0
     for pictures in request.rounds():

@@ -6,9 +6,11 @@ import itertools
 import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from dit_usp.config import ParallelConfig
+from dit_usp.media import Clip
 from dit_usp.saving import Target
 from dit_usp.signature import Call
 
@@ -25,11 +27,21 @@ def random_seed() -> int:
 def told_of_call(call: Call, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What a file tells of the call that made it: steps and guidance, if only the pipeline's own, and all plain values that were given."""
     own: dict[str, Any] = {name: call.parameters[name].default for name in ("num_inference_steps", "guidance_scale") if name in call.parameters}
-    return {_NAMED.get(name, name): value for name, value in {**own, **arguments}.items() if value is not None and _is_plain(value)}
+    told = {name: _told(value) for name, value in {**own, **arguments}.items()}
+    return {_NAMED.get(name, name): value for name, value in told.items() if value is not None and _is_plain(value)}
+
+
+def _told(value: Any) -> Any:
+    """Files by their paths; what a condition says beside its own too."""
+    if isinstance(value, (list, tuple)):
+        return [_told(item) for item in value]
+    if isinstance(value, dict) and isinstance(value.get("frames"), (str, Path)):
+        return " ".join(f"{name} {item}" for name, item in value.items())
+    return str(value.path if isinstance(value, Clip) else value) if isinstance(value, (Clip, Path)) else value
 
 
 def _is_plain(value: Any) -> bool:
-    return all(map(_is_plain, value)) if isinstance(value, (list, tuple)) else isinstance(value, (str, int, float))
+    return all(map(_is_plain, value)) if isinstance(value, list) else isinstance(value, (str, int, float))
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,7 @@ class Request:
         device: "cpu" or "cuda".
         overwrite: replace existing files; else they get the next free name.
         fps: of clips; None: what suits the pipeline.
+        speed: what from_pretrained is told of compiling and replaying.
 
     Raises:
         ValueError: no pictures, a seed out of range, two pictures for one file.
@@ -77,6 +90,7 @@ class Request:
     device: str = "cpu"
     overwrite: bool = False
     fps: float | None = None
+    speed: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.pictures:

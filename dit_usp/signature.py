@@ -87,6 +87,12 @@ class Call:
         """Frames a second of what it makes when asked for `rate`, or for nothing."""
         return (rate or self.fps) * (2 if self.name in DOUBLED else 1)
 
+    def output_type(self, latents: bool) -> dict[str, str]:
+        """The argument that makes it give latents, or what it decodes: some give latents by themselves."""
+        if latents:
+            return {"output_type": "latent"}
+        return {"output_type": "pil"} if self.parameters["output_type"].default == "latent" else {}
+
     def first(self, names: tuple[str, ...]) -> str | None:
         """The first of `names` that is an argument."""
         return next((name for name in names if name in self.parameters), None)

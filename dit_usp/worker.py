@@ -36,7 +36,7 @@ class Worker:
     ) -> tuple[ParallelConfig, str]:
         """Load `model` on this rank; `options` go to from_pretrained. Its layout, and the name of diffusers' class."""
         self.report("load")
-        if os.path.isdir(model) and not options:
+        if os.path.isdir(model) and not set(options) - {"compile", "graph"}:
             os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all there is to load is here
         settings = {name: value for name, value in (("device_map", device), ("dtype", _torch_dtype(dtype))) if value is not None}
         with _uncollected():

@@ -53,6 +53,8 @@ class Options:
     settings: tuple[str, ...]
     print_plan: bool
     overwrite: bool
+    compiled: bool
+    graph: bool
     debug: bool
 
 
@@ -88,6 +90,8 @@ class Options:
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any other argument of the pipeline's call; a file where it takes one.")
 @click.option("--print-plan", is_flag=True, help="Say in three lines which ranks would do what and why; make nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace existing files.")
+@click.option("--compile", "compiled", is_flag=True, help="Compile the layers: the first result of a size takes a minute longer.")
+@click.option("--graph/--no-graph", default=True, help="Replay steps that a CPU launches too slowly as CUDA graphs. Default: yes.")
 @click.option("--debug", is_flag=True, help="Show where an error comes from.")
 def command(**options: Any) -> None:
     """Make pictures, clips or sounds of PROMPT.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +14,12 @@ from dit_usp.cli.console import talks
 from dit_usp.cli.inputs import Inputs, read_inputs
 from dit_usp.cli.model import Model, find_model
 from dit_usp.engine import versions
-from dit_usp.media import TENSORS, Clip
-from dit_usp.request import MAX_SEED, Picture, Request
-from dit_usp.signature import FRAMES, PROMPTS, RATES
+from dit_usp.media import TENSORS
+from dit_usp.request import MAX_SEED, Picture, Request, random_seed, told_of_call
+from dit_usp.signature import FRAMES, PROMPTS
 
 if TYPE_CHECKING:
     from dit_usp.cli.generate import Options
-
-_RANDOM_SEEDS = 2**32  # short enough to be typed again
 
 
 @dataclass(frozen=True)
@@ -63,13 +60,14 @@ def prepare(options: Options) -> Prepared:
     request = Request(
         model=model.source,
         pictures=pictures,
-        call=arguments | _output_type(pictures[0].path, model),
-        told=_told(model, arguments, guidance, device, dtype),
+        call=arguments | model.call.output_type(latents=Path(pictures[0].path).suffix.lower() == TENSORS),
+        told=_told(model, arguments, device, dtype),
         config=config,
         dtype=dtype,
         device=device,
         overwrite=options.overwrite,
         fps=timing.fps if model.call.kind == "clip" else None,
+        speed=({"compile": "blocks"} if options.compiled else {}) | ({} if options.graph else {"graph": False}),
     )
     for picture in pictures:
         request.target(picture)  # has room for what it says
@@ -93,13 +91,6 @@ def _for_pipeline(asked: list[str], model: Model) -> list[str]:
     if asked:
         raise ValueError(f"{model.pipeline} takes no prompt; leave it out.")
     return [""]
-
-
-def _output_type(path: str, model: Model) -> dict[str, str]:
-    """Latents for a file of tensors; pictures from a pipeline that gives latents by itself."""
-    if Path(path).suffix.lower() == TENSORS:
-        return {"output_type": "latent"}
-    return {"output_type": "pil"} if model.parameters["output_type"].default == "latent" else {}
 
 
 def _without_sound(path: str, model: Model) -> tuple[str, ...]:
@@ -158,7 +149,7 @@ def _frames(arguments: Mapping[str, Any], model: Model) -> int | None:
 
 def _pictures(options: Options, model: Model, asked: list[str], prompts: list[str | int], frames: int | None) -> tuple[Picture, ...]:
     """Every picture with a seed fixed by its index, so that any of them can be made again alone."""
-    seed = options.seed if options.seed is not None else secrets.randbelow(_RANDOM_SEEDS)
+    seed = options.seed if options.seed is not None else random_seed()
     total = len(asked) * options.images
     if not 0 <= seed <= MAX_SEED - total:
         raise ValueError(f"--seed {seed} is out of range; use 0 to {MAX_SEED - total}.")
@@ -182,18 +173,10 @@ def _if_changed(asked: str, prompt: str | int) -> str:
     return asked if asked != str(prompt) else ""
 
 
-def _told(model: Model, arguments: Mapping[str, Any], guidance: float | None, device: str, dtype: str) -> dict[str, Any]:
+def _told(model: Model, arguments: Mapping[str, Any], device: str, dtype: str) -> dict[str, Any]:
     """What every file says, beside its own prompt, seed and size."""
-    named = {"num_inference_steps": "steps", "guidance_scale": "guidance", "negative_prompt": "negative"}
-    told: dict[str, Any] = {"model": model.name, "pipeline": model.pipeline}
-    told |= {name: value for name, value in (("steps", call.steps(arguments, model)), ("guidance", guidance)) if value is not None}
-    elsewhere = ("height", "width", *FRAMES, *RATES)  # what came of them is in the file
-    told |= {named.get(name, name): _path(value) for name, value in arguments.items() if name not in elsewhere}
+    told = {"model": model.name, "pipeline": model.pipeline, **told_of_call(model.call, arguments)}
     return told | {"device": device, "dtype": dtype, "versions": versions()}
-
-
-def _path(value: Any) -> Any:
-    return value.path if isinstance(value, Clip) else value
 
 
 def _plan(model: Model, request: Request, reasons: list[str], inputs: Inputs) -> tuple[str, ...]:
