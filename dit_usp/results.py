@@ -56,7 +56,7 @@ def _track(output: Mapping[str, Any], row: int, pipe: Any, made: Call) -> Sound 
 
 def _latents(output: Mapping[str, Any], row: int, rows: int) -> dict[str, Any]:
     """The tensors of one result by name: "latents" for the result itself, "audio_latents" and so on for the rest. All of a lone one's batch stays."""
-    by_place = {value.data_ptr(): name for name, value in reversed(output.items()) if hasattr(value, "detach")}  # SanaWM's are there twice
+    by_place = {value.data_ptr(): name for name, value in reversed(list(output.items())) if hasattr(value, "detach")}  # SanaWM's are there twice
     tensors = {name: output[name] for name in by_place.values()}
     if not tensors:
         raise ValueError("this pipeline gives no latents as tensors; save what it decodes.")

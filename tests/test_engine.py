@@ -115,6 +115,8 @@ def test_what_an_engine_refuses(stand_in, monkeypatch, arguments, text):
     [
         ({"save": ["a.png", "b.png"]}, r"^save names 2 files, but 1 pictures are asked for; name one for each\.$"),
         ({"save": "a.png", "num_images_per_prompt": 3}, "save names 1 files, but 3 pictures"),
+        ({"save": "a.mp4"}, r"^a\.mp4: a picture is written as \.png, .*not \.mp4\.$"),
+        ({"save": ["a.png", "b.safetensors"], "num_images_per_prompt": 2}, r"^latents \(\.safetensors\) and decoded results cannot be saved"),
         ({"save": "a.tiff"}, r"a.tiff: .*\.png, \.jpg, \.jpeg, \.webp"),
         ({"save": "a.png", "output_type": "latent"}, r"^output_type='latent' gives no pictures to save; leave out save or output_type\.$"),
         (

@@ -104,7 +104,7 @@ def test_first_and_last_pictures_are_conditions(folder: Path) -> None:
     picture = str(folder / "picture.png")
     (path,) = made("LTX2ConditionPipeline", folder, image=(picture,), last_image=picture, output="a.mp4")
     told = read_metadata(path)
-    assert told["conditions"] == [{"frames": picture, "index": 0}, {"frames": picture, "index": -1}]
+    assert told["conditions"] == [f"frames {picture} index 0", f"frames {picture} index -1"]
     assert told["sampling_rate"] == 24000
     sound = read_sound(path, 24000)
     assert abs(sound.shape[1] / 24000 - told["frames"] / told["fps"]) < 0.2

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
 
 from dit_usp.config import ParallelConfig
@@ -78,5 +79,6 @@ def stand_in(name, **members):
 
 
 if "DIT_USP_STORE" in os.environ:
-    stand_in("dit_usp.pipelines", auto_pipeline=auto_pipeline)
+    folders = find_spec("dit_usp.pipelines").submodule_search_locations  # its table is the real one
+    stand_in("dit_usp.pipelines", auto_pipeline=auto_pipeline, __path__=folders)
     stand_in("torch", Generator=lambda device: SimpleNamespace(manual_seed=lambda seed: seed), float32="float32")
