@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import resource
 import subprocess
 import sys
@@ -106,3 +107,11 @@ def test_help_is_quick() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(times) < 0.3
+
+
+def test_every_package_is_installed():
+    """A wheel holds the packages that setup.cfg lists, and no others."""
+    listed = configparser.ConfigParser()
+    listed.read(ROOT / "setup.cfg")
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "dit_usp").rglob("__init__.py")}
+    assert set(listed["options"]["packages"].split()) == found | {"dit_usp.pipelines"}
