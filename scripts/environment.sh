@@ -24,7 +24,8 @@ install() {
         "$base" -m venv "$root/.venv" || return 1
     fi
     has_torch || install_torch || return 1
-    "$python" -m pip install --quiet --disable-pip-version-check --editable "$root[$1]"
+    # setuptools warns of a folder that could hide the package; the scripts start Python with -P, which looks into no folder
+    PYTHONWARNINGS="ignore:Editable installation" "$python" -m pip install --quiet --disable-pip-version-check --editable "$root[$1]"
 }
 
 find_python() {
