@@ -6,9 +6,12 @@ import sys
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
+from dit_usp.media import read_clip
 from dit_usp.saving import read_metadata
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
@@ -18,7 +21,7 @@ MODEL = files("dit_usp") / "data" / "emoji-pixart-256"
 def run(name, folder, *arguments, nproc=2):
     """Run an example by the command in its docstring, in `folder`; what it printed."""
     path = next(path for path in EXAMPLES if path.stem == name)
-    command = re.search(rf"^(?:torchrun .*?(\d)|python) examples/{name}\.py$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    command = re.search(rf"^(?:torchrun .*?(\d)|python) examples/{name}\.py\b", path.read_text(encoding="utf-8"), re.MULTILINE)
     assert command, f"{name} does not say how to run it"
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(nproc)] if command[1] else []
     done = subprocess.run([sys.executable, *launcher, path, *arguments], cwd=folder, capture_output=True, text=True, timeout=150)
@@ -52,6 +55,28 @@ def test_engine(tmp_path):
     assert read_metadata(tmp_path / "owl.png")["prompt"] == "an owl on a blue background"
     assert read_metadata(tmp_path / "owl.png")["seed"] == 2
     assert (tmp_path / "lemon.png").exists()
+
+
+def test_edit(tmp_path, monkeypatch):
+    """With a tiny model of the kind, its weights drawn at random."""
+    monkeypatch.syspath_prepend(Path(__file__).parent / "pipelines")
+    from tiny_pipelines import build
+
+    build("ZImageImg2ImgPipeline", tmp_path / "parts").save_pretrained(tmp_path / "model")
+    Image.new("RGB", (48, 32), "red").save(tmp_path / "photo.jpg")
+    assert "ZImageImg2ImgPipeline on ulysses " in run("edit", tmp_path, "photo.jpg", "model")
+    assert Image.open(tmp_path / "painting.png").size == (48, 32)
+    assert read_metadata(tmp_path / "painting.png")["image"] == "photo.jpg"
+    assert load_file(tmp_path / "painting.safetensors")["latents"].shape[-2:] == (16, 24)
+
+
+def test_video(tmp_path):
+    assert "heart.mp4: 13 frames by ulysses 2" in run("video", tmp_path)
+    frames = read_clip(tmp_path / "heart.mp4")
+    heights = [np.argwhere(np.asarray(frame.convert("L")) < 200)[:, 0].mean() for frame in frames]
+    assert len(frames) == 13
+    assert max(heights) - min(heights) > 15  # it bounces
+    assert read_metadata(tmp_path / "heart.mp4").items() >= {"prompt": "a bouncing heart", "seed": 1, "fps": 10}.items()
 
 
 def test_high_resolution(tmp_path):
