@@ -28,7 +28,7 @@ from dit_usp.supervise import RankError
 OPTIONS = {
     "generate": "-o --output --model --nproc --ulysses --ring --cfg --data --ring-method --seed --steps --guidance --height --width --frames --fps "
     "--duration --image --mask --video --control-image --last-image --audio "
-    "--negative --dtype --device --images --prompts --set --print-plan --overwrite --debug",
+    "--negative --dtype --device --images --prompts --set --print-plan --overwrite --compile --graph --debug",
     "models": "--json",
     "bench": "--share --ulysses --ring --cfg --ring-method --mode --baseline --layers --dtype --runs --profile --json --plot",
     "show": "--json",
