@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from importlib.resources import files
@@ -42,6 +43,14 @@ def test_option_list_is_frozen() -> None:
         command = group.commands.get(name) or group.get_command(None, name)  # type: ignore[arg-type]
         assert command is not None
         assert [option for parameter in command.params for option in parameter.opts if option.startswith("-")] == options.split()
+
+
+def test_help_shows_every_option_once_under_a_heading(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["generate", "--help"]) == 0
+    text = capsys.readouterr().out
+    shown = re.findall(r"^  (?:-\w, )?(--[\w-]+)", text, re.MULTILINE)
+    assert sorted(shown) == sorted({*(option for option in OPTIONS["generate"].split() if option.startswith("--")), "--help"})
+    assert re.findall(r"^(\w[\w ]*):$", text, re.MULTILINE) == ["What", "Size", "Start from", "Files", "Ranks", "Other"]
 
 
 # -- what the ranks are asked for

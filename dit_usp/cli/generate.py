@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dit_usp.cli.console import note, progress, quieten, talks
+from dit_usp.cli.sections import Sectioned
 from dit_usp.launch import under_launcher
 
 if TYPE_CHECKING:
@@ -58,7 +59,16 @@ class Options:
     debug: bool
 
 
-@click.command("generate")
+_SECTIONS = {
+    "What": ("model", "negative", "steps", "guidance", "seed", "images", "prompts", "settings"),
+    "Size": ("height", "width", "frames", "fps", "duration"),
+    "Start from": ("image", "mask", "video", "control_image", "last_image", "audio"),
+    "Files": ("output", "overwrite"),
+    "Ranks": ("nproc", "ulysses", "ring", "cfg", "data", "ring_method", "print_plan"),
+}
+
+
+@click.command("generate", cls=Sectioned, sections=_SECTIONS)
 @click.argument("prompt", nargs=-1, metavar="PROMPT")
 @click.option("-o", "--output", metavar="FILE", help="Its suffix is the format; or a folder. Default: named after the prompt.")
 @click.option("--model", default="emoji-pixart-256", metavar="MODEL", help="A hub id, a local diffusers folder, or a model that comes with dit-usp.")
