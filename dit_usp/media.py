@@ -187,6 +187,24 @@ def clip_fps(path: str | Path) -> float | None:
         return float(rate) if rate else None
 
 
+def count_frames(path: str | Path) -> int:
+    """How many frames a clip has."""
+    path = Path(path)
+    with _told(path):
+        if path.is_dir():
+            return sum(file.suffix.lower() in PILLOWS for file in path.iterdir())
+        if path.suffix.lower() in PILLOWS:
+            import PIL.Image
+
+            with PIL.Image.open(path) as image:
+                return getattr(image, "n_frames", 1)
+        import av
+
+        with av.open(path) as container:
+            video = container.streams.video[0]
+            return video.frames or sum(packet.size > 0 for packet in container.demux(video))  # Matroska does not say
+
+
 def read_sound(path: str | Path, rate: int, channels: int | None = None) -> np.ndarray:
     """A sound, or a clip's, at `rate` samples a second: (C, N), -1 to 1. `channels` are as in the file when None, at most two."""
     with _told(path):

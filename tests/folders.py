@@ -27,6 +27,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "LTX2ConditionPipeline": ("LTX2VideoTransformer3DModel", {"num_attention_heads": 32, "patch_size": 1, "in_channels": 128}),
     "CosmosTextToWorldPipeline": ("CosmosTransformer3DModel", {"num_attention_heads": 32, "patch_size": [1, 2, 2], "in_channels": 16}),
     "StableAudioPipeline": ("StableAudioDiTModel", {"num_attention_heads": 24, "sample_size": 1024, "in_channels": 64}),
+    "WanVACEPipeline": ("WanVACETransformer3DModel", {"num_attention_heads": 12, "patch_size": [1, 2, 2], "in_channels": 16}),
     "Kandinsky6SRPipeline": ("Kandinsky6SRTransformer3DModel", {"patch_size": [1, 2, 2]}),
 }
 

@@ -15,7 +15,7 @@ from PIL import Image
 from dit_usp import formats, launch, media, saving, supervise
 from dit_usp.cli import run
 
-SD3, FLUX, IMG2IMG, DIT, COG, INPAINT, FLUX2, WAN, WAN_I2V, WAN_V2V, ANIMATE, LTX2, COSMOS, SOUND, SR = CONFIGS
+SD3, FLUX, IMG2IMG, DIT, COG, INPAINT, FLUX2, WAN, WAN_I2V, WAN_V2V, ANIMATE, LTX2, COSMOS, SOUND, VACE, SR = CONFIGS
 FREE = 2**63 - 2
 
 
@@ -174,6 +174,8 @@ CASES: dict[str, str] = {
     f"--model {SR}": f"{SR} needs --video.",
     f"x --model {SR}": f"{SR} takes no prompt; leave it out.",
     f"x --model {WAN_V2V} --frames 9": f"--frames: {WAN_V2V} makes as many frames as it is given; leave it out.",
+    f"x --model {VACE} --video photo.png --frames 5": "--frames 5: photo.png has 1 frames, 0.06 s; leave it out.",
+    f"x --model {WAN_V2V} --video photo.png --duration 1": "--duration 1: photo.png has 1 frames, 0.06 s; leave it out.",
     f"x --model {IMG2IMG} --image none.png": "--image none.png cannot be read: No such file or directory.",
     f"x --model {IMG2IMG} --image two.txt": "--image two.txt cannot be read: it is in no known format.",
     f"x --model {IMG2IMG} --image half.png": "--image half.png cannot be read: image file is truncated.",

@@ -128,6 +128,9 @@ def test_a_video_model_writes_clips(requests: list[Request], tmp_path: Path, mon
         ("WanVideoToVideoPipeline", "--video c.gif", {"video": "c.gif"}),
         ("WanVideoToVideoPipeline", "--video c.gif --frames 4", {"video": Clip("c.gif", 1)}),
         ("WanVideoToVideoPipeline", "--video c.gif --duration 0.6", {"video": Clip("c.gif", 5)}),
+        ("WanVACEPipeline", "--video c.gif", {"video": "c.gif", "num_frames": 9}),
+        ("WanVACEPipeline", "--video c.gif --mask c.gif --frames 7", {"video": Clip("c.gif", 5), "mask": Clip("c.gif", 5), "num_frames": 5}),
+        ("WanVACEPipeline", "--image a.png --frames 17", {"reference_images": ["a.png"], "num_frames": 17}),
         (
             "WanAnimatePipeline",
             "--image a.png --video c.gif --set face_video=c.gif",

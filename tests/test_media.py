@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from dit_usp.formats import Clip, Sound, tensors, wav, write_movie
-from dit_usp.media import clip_fps, form, opened, read_clip, read_picture, read_sound, sampling_rate
+from dit_usp.media import clip_fps, count_frames, form, opened, read_clip, read_picture, read_sound, sampling_rate
 
 
 def gradient(width: int = 48, height: int = 32) -> Image.Image:
@@ -85,6 +85,7 @@ def test_a_clip_is_read_in_order(clip: dict[str, Path], suffix: str) -> None:
     wanted = np.array([(255 - 20 * number, 0, 20 * number) for number in range(12)])
     assert abs(colours - wanted).max() <= 8  # of the right matrix: BT.601 taken for BT.709 is 20 off
     assert [frame.getpixel((5, 5)) for frame in read_clip(clip[suffix], frames=3)] == [frame.getpixel((5, 5)) for frame in frames[:3]]
+    assert count_frames(clip[suffix]) == 12
     assert clip_fps(clip[suffix]) == (None if suffix == "frames" else 12.5)
 
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dit_usp import prompts
-from dit_usp.cli.inputs import Inputs, check_needs, check_size
+from dit_usp.cli.clips import Timing
+from dit_usp.cli.inputs import Inputs, check_needs, check_size, cut
 from dit_usp.cli.model import Model
 from dit_usp.cli.settings import read_settings
 
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
 MAX_SIDE = 16384  # pixels; WebP's and most viewers' limit
 
 
-def arguments(options: Options, model: Model, inputs: Inputs, timing: Mapping[str, Any]) -> dict[str, Any]:
+def arguments(options: Options, model: Model, inputs: Inputs, timing: Timing) -> dict[str, Any]:
     """What is passed to the pipeline: the options given, what suits a model of ours, and --set; nothing else.
 
     Args:
-        timing: the inputs, with the arguments for frames and speed.
+        timing: with the arguments for frames and speed.
 
     Raises:
         ValueError: an argument the pipeline does not have or does not get though it needs it, or a value the model cannot work with.
@@ -38,11 +39,13 @@ def arguments(options: Options, model: Model, inputs: Inputs, timing: Mapping[st
         if value is not None and name not in model.parameters:
             raise ValueError(f"{option}: {model.pipeline} {_lacks(name)}; leave it out.")
     ours = {name: value for name, value in model.calls.items() if name in model.parameters}
-    call = ours | {name: value for name, (_, value) in given.items() if value is not None} | dict(timing)
+    call = ours | {name: value for name, (_, value) in given.items() if value is not None} | inputs.call | timing.call
     _check_steps(call, model)
     _check_guidance(call, options, model)
     _check_sizes(call, model)
     call |= read_settings(options.settings, model, inputs.taken)
+    if timing.cut is not None:
+        call = cut(call, timing.cut, model)
     check_needs(call, inputs, model)
     check_size(call, model)
     return call

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dit_usp import media
 from dit_usp.cli import sizes
-from dit_usp.cli.inputs import Inputs, cut
+from dit_usp.cli.inputs import Inputs
 from dit_usp.cli.model import Model
 from dit_usp.saving import MAX_FPS
 from dit_usp.signature import FRAMES, RATES
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from dit_usp.cli.generate import Options
 
 _SECONDS = ("duration", "audio_duration", "audio_duration_s", "audio_end_in_s")  # a sound's, by the names that calls have for it
+# Pipelines that are told the number of frames, which has to be that of the clip they are given.
+_AS_LONG = ("EasyAnimateControlPipeline", "EasyAnimateInpaintPipeline", "LucyEditPipeline", "WanVACEPipeline")
 _LONGEST = 3600.0  # seconds
 
 
@@ -27,11 +29,13 @@ class Timing:
     Attributes:
         call: arguments of the pipeline's call.
         fps: of the file.
+        cut: how many frames are taken of the clips that are given; None: all.
         notes: what was rounded.
     """
 
     call: dict[str, Any]
     fps: float
+    cut: int | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -45,15 +49,24 @@ def read_timing(options: Options, model: Model, inputs: Inputs) -> Timing:
     if options.duration is not None and not 0 < options.duration <= _LONGEST:
         raise ValueError(f"--duration {options.duration:g} is out of range; use up to {_LONGEST:g} seconds.")
     if kind == "sound" and options.frames is None and options.fps is None:
-        return Timing(inputs.call | _seconds(options, model), model.fps)
+        return Timing(_seconds(options, model), model.fps)
     for option, value in (("--frames", options.frames), ("--fps", options.fps), ("--duration", options.duration)):
         if value is not None and kind != "clip":
             raise ValueError(f"{option} {value:g}: {model.pipeline} makes {kind}s, not clips; leave it out.")
     if options.frames is not None and options.duration is not None:
         raise ValueError("--frames and --duration are both given; use one of them.")
     fps, spoken = _fps(options, model, inputs)
-    frames, notes = _frames(options, model, fps, inputs)
-    return Timing(frames | spoken, model.call.played(fps), notes)
+    wanted = options.frames if options.duration is None else options.duration * fps
+    if wanted is not None and wanted < 1:
+        raise ValueError(f"--frames {wanted:g} makes nothing; use 1 or more." if options.frames is not None else _too_short(options, fps))
+    name = model.call.first(FRAMES)
+    if inputs.clip is not None and (name is None or model.pipeline in _AS_LONG):
+        there = media.count_frames(inputs.clip)
+        made, notes = _of_clip(options, model, wanted, fps, there)
+        spoken |= {name: made} if name else {}
+        return Timing(spoken, model.call.played(fps), made if made < there else None, notes)
+    length, notes = _anew(options, model, wanted, fps, name)
+    return Timing(spoken | length, model.call.played(fps), None, notes)
 
 
 def _seconds(options: Options, model: Model) -> dict[str, Any]:
@@ -84,29 +97,39 @@ def _fps(options: Options, model: Model, inputs: Inputs) -> tuple[float, dict[st
     return options.fps, {name: int(options.fps)}
 
 
-def _frames(options: Options, model: Model, fps: float, inputs: Inputs) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The inputs with the number of frames, and what is said about it."""
-    wanted = options.frames if options.duration is None else options.duration * fps
+def _anew(options: Options, model: Model, wanted: float | None, fps: float, name: str | None) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The argument for the number of frames, and what is said about it."""
     if wanted is None:
-        return inputs.call, ()
-    if wanted < 1:
-        raise ValueError(f"--frames {wanted:g} makes nothing; use 1 or more." if options.frames is not None else _too_short(options, fps))
-    rounded = sizes.made_frames if options.duration is None else sizes.nearest_frames
-    made = rounded(wanted, model.call, model.vae)
-    name = model.call.first(FRAMES)
-    if name is None and inputs.clip is None:
+        return {}, ()
+    if name is None:
         option = "--frames" if options.duration is None else "--duration"
         raise ValueError(f"{option}: {model.pipeline} makes as many frames as it is given; leave it out.")
-    notes = (_told(options, model, made, fps),) if made != wanted else ()
-    return (inputs.call | {name: made} if name else cut(inputs, made)), notes
+    rounded = sizes.made_frames if options.duration is None else sizes.nearest_frames
+    made = rounded(wanted, model.call, model.vae)
+    return {name: made}, _told(options, model, made, fps) if made != wanted else ()
+
+
+def _of_clip(options: Options, model: Model, wanted: float | None, fps: float, there: int) -> tuple[int, tuple[str, ...]]:
+    """How many of the given clip's frames are taken, and what is said about it.
+
+    Raises:
+        ValueError: more than it has.
+    """
+    if wanted is not None and wanted > there:
+        option = f"--frames {options.frames}" if options.duration is None else f"--duration {options.duration:g}"
+        raise ValueError(f"{option}: {options.video} has {there} frames, {there / fps:.2f} s; leave it out.")
+    made = sizes.at_most(there if wanted is None else round(wanted), model.call, model.vae)
+    if wanted is not None:
+        return made, _told(options, model, made, fps) if made != wanted else ()
+    return made, (f"{options.video}: {model.pipeline} takes {made} of its {there} frames",) if made != there else ()
 
 
 def _too_short(options: Options, fps: float) -> str:
     return f"--duration {options.duration:g} is no whole frame at {fps:g} a second; use {1 / fps:.2g} or more."
 
 
-def _told(options: Options, model: Model, made: int, fps: float) -> str:
+def _told(options: Options, model: Model, made: int, fps: float) -> tuple[str, ...]:
     if options.duration is not None:
-        return f"{options.duration:g} s at {fps:g} frames a second: {made} frames, {made / fps:.2f} s"
+        return (f"{options.duration:g} s at {fps:g} frames a second: {made} frames, {made / fps:.2f} s",)
     step = sizes.frames_a_latent(model.vae)
-    return f"--frames {options.frames}: {model.pipeline} makes {step}k + 1 frames, here {made}"
+    return (f"--frames {options.frames}: {model.pipeline} makes {step}k + 1 frames, here {made}",)

@@ -59,7 +59,7 @@ class Inputs:
     Attributes:
         call: arguments of the pipeline's call; files by their paths.
         taken: the option that gives each argument that has one.
-        clip: the path of the clip whose length and speed the result takes over, if there is one.
+        clip: the path of the clip that --video names.
         pictured: whether a picture is given, whose size many pipelines take over.
     """
 
@@ -164,9 +164,10 @@ def _add(call: dict[str, Any], option: str, paths: Sequence[str], argument: str,
         call[argument] = paths[0]
 
 
-def cut(inputs: Inputs, frames: int) -> dict[str, Any]:
-    """The call with no more than `frames` of the given clip, for a pipeline that makes as many as it is given."""
-    return {name: Clip(value, frames) if value == inputs.clip else value for name, value in inputs.call.items()}
+def cut(call: dict[str, Any], frames: int, model: Model) -> dict[str, Any]:
+    """The call with no more than `frames` of every clip."""
+    clips = {name for name in call if (form := media.form(model.pipeline, name)) and form.kind == "clip"}
+    return {name: Clip(value, frames) if name in clips and isinstance(value, str) else value for name, value in call.items()}
 
 
 def check_needs(call: dict[str, Any], inputs: Inputs, model: Model) -> None:

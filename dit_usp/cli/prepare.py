@@ -52,7 +52,7 @@ def prepare(options: Options) -> Prepared:
     dtype = _dtype(options.dtype, device, model)
     inputs = read_inputs(options, model)
     timing = read_timing(options, model, inputs)
-    arguments = call.arguments(options, model, inputs, timing.call)
+    arguments = call.arguments(options, model, inputs, timing)
     guidance = call.guidance(arguments, model)
     prompts, notes = call.read_prompts(asked, model)
     config, reasons = layout.choose(options, model, device, guidance, len(asked) * options.images, bool(inputs.call))

@@ -34,6 +34,7 @@ OWN_FRAMES = (
     "LTX2DFRTemporalRefinePipeline",
     "SanaWMPipeline",
     "SkyReelsV2DiffusionForcingVideoToVideoPipeline",
+    "WanAnimatePipeline",
 )
 
 
@@ -90,6 +91,12 @@ def made_frames(frames: float, call: Call, vae: Config) -> int:
     if step is None or step == 1 or call.name in OWN_FRAMES or frames % step == 1:
         return frames
     return frames // step * step + 1 if call.rounds_up else (frames - 1) // step * step + 1
+
+
+def at_most(frames: int, call: Call, vae: Config) -> int:
+    """The largest number up to `frames` that a pipeline makes."""
+    step = frames_a_latent(vae)
+    return frames if step is None or call.name in OWN_FRAMES else (frames - 1) // step * step + 1
 
 
 def nearest_frames(frames: float, call: Call, vae: Config) -> int:
