@@ -15,7 +15,7 @@ from PIL import Image
 from dit_usp import formats, launch, media, saving, supervise
 from dit_usp.cli import run
 
-SD3, FLUX, IMG2IMG, DIT, COG, INPAINT, FLUX2, WAN, WAN_I2V, WAN_V2V, ANIMATE, LTX2, COSMOS, SOUND, VACE, SR = CONFIGS
+SD3, FLUX, IMG2IMG, DIT, COG, INPAINT, FILL, FLUX2, WAN, WAN_I2V, WAN_V2V, ANIMATE, LTX2, COSMOS, SOUND, VACE, SR = CONFIGS
 FREE = 2**63 - 2
 
 
@@ -170,6 +170,7 @@ CASES: dict[str, str] = {
     f"x --model {IMG2IMG}": f"{IMG2IMG} needs --image.",
     f"x --model {INPAINT}": f"{INPAINT} needs --image and --mask.",
     f"x --model {INPAINT} --image photo.png": f"{INPAINT} needs --mask.",
+    f"x --model {FILL}": f"{FILL} needs --image and --mask.",
     f"x --model {ANIMATE} --image photo.png": f"{ANIMATE} needs --video and --set face_video=FILE.",
     f"--model {SR}": f"{SR} needs --video.",
     f"x --model {SR}": f"{SR} takes no prompt; leave it out.",
