@@ -18,7 +18,7 @@ from dit_usp.compiled import compile_blocks
 from dit_usp.config import ParallelConfig
 from dit_usp.errors import UnsupportedError
 from dit_usp.graph import When, graph, graph_of
-from dit_usp.inject import parallelize, unparallelize
+from dit_usp.inject import mesh_of, parallelize, unparallelize
 from dit_usp.mesh import Mesh
 from dit_usp.models import find_plan
 from dit_usp.pipelines import pixart
@@ -117,24 +117,58 @@ class USPPipelineMixin(DiffusionPipeline):
         """
         options.setdefault("dtype", options.pop("torch_dtype", _UNCHANGED))
         pipe: Any = super().from_pipe(pipeline, **options)
-        if mesh := getattr(pipeline, "mesh", None):
-            if parallel not in (None, mesh.config):
-                raise ValueError(f"this {type(pipeline).__name__} is shared by {mesh.config} already, not by {parallel}.")
-            pipe.mesh = mesh
-            return pipe
-        parallel = parallel or default_layout(_world_size(), cls._plain_name(), described(pipe), cls._is_guided())
-        check_layout(parallel, cls._plain_name(), described(pipe))
-        mesh = launch.join(parallel, _device_type(None))
-        return pipe.to(mesh.device).parallelize(mesh)
+        if not (isinstance(pipeline, USPPipelineMixin) and pipeline.mesh):
+            return pipe._join(parallel, None)
+        if parallel not in (None, pipeline.mesh.config):
+            raise ValueError(f"this {type(pipeline).__name__} is shared by {pipeline.mesh.config} already, not by {parallel}.")
+        for name in ("on_stage", "on_step", "_compile", "_graph"):
+            setattr(pipe, name, getattr(pipeline, name))
+        had = set(map(id, pipeline.components.values()))
+        for part in pipe.components.values():  # the others stay where they are: an offloaded one may not be moved
+            if isinstance(part, torch.nn.Module) and id(part) not in had:
+                part.to(pipeline.mesh.device)
+        return pipe.parallelize(pipeline.mesh)
+
+    @classmethod
+    def _from_single_file(
+        cls,
+        pretrained_model_link_or_path: Any,
+        *,
+        parallel: ParallelConfig | None = None,
+        on_stage: Callable[[str], Any] | None = None,
+        on_step: Callable[[int, int], Any] | None = None,
+        compile: Literal["blocks"] | None = None,
+        graph: When = "auto",
+        **options: Any,
+    ) -> Any:
+        """diffusers' from_single_file, on every rank; the other options and the errors are those of from_pretrained, told after the file is read."""
+        if on_stage:
+            on_stage("load")
+        device_type = _device_type(options.pop("device_map", None))
+        options.setdefault("dtype", options.pop("torch_dtype", torch.float32))
+        pipe: Any = super().from_single_file(pretrained_model_link_or_path, **options)  # type: ignore[misc]
+        pipe.on_stage, pipe.on_step = on_stage or cls.on_stage, on_step or cls.on_step
+        pipe._compile, pipe._graph = compile, graph
+        return pipe._join(parallel, device_type)
+
+    def _join(self, parallel: ParallelConfig | None, device_type: str | None) -> Any:
+        """Move to this rank's device and share the calls over the ranks there are, by a layout that is picked unless one is asked for."""
+        name, parts = self._plain_name(), described(self)
+        parallel = parallel or default_layout(_world_size(), name, parts, self._is_guided())
+        check_layout(parallel, name, parts)
+        mesh = launch.join(parallel, _device_type(device_type))
+        return self.to(mesh.device).parallelize(mesh)
 
     def parallelize(self, mesh: Mesh) -> Any:
-        """Share this pipeline's calls over the ranks of `mesh`, in place; for a pipeline built from components.
+        """Share this pipeline's calls over the ranks of `mesh`, in place; for a pipeline built from components. What `mesh` shares already stays so.
 
         Raises:
             UnsupportedError: a layout that the transformer cannot take.
         """
         check_layout(mesh.config, self._plain_name(), described(self))
         for part in sharded_parts(self):
+            if mesh_of(part) is mesh:
+                continue
             parallelize(part, mesh)
             if self._compile:
                 compile_blocks(part)

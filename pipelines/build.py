@@ -29,10 +29,11 @@ def usp_class(name: str) -> type[USPPipelineMixin]:
     def call(self: USPPipelineMixin, *args: Any, **kwargs: Any) -> Any:
         return self._share_call(base.__call__, args, kwargs)
 
-    members = {"__call__": call, "__module__": pipelines.__name__, "__doc__": inspect.getdoc(base)}
-    return type(
-        f"USP{name}", (USPPipelineMixin, base), members | {method: _on_plain(getattr(base, method)) for method in _REBUILDS if hasattr(base, method)}
-    )
+    members: dict[str, Any] = {"__call__": call, "__module__": pipelines.__name__, "__doc__": inspect.getdoc(base)}
+    members |= {method: _on_plain(getattr(base, method)) for method in _REBUILDS if hasattr(base, method)}
+    if hasattr(base, "from_single_file"):
+        members["from_single_file"] = USPPipelineMixin.__dict__["_from_single_file"]
+    return type(f"USP{name}", (USPPipelineMixin, base), members)
 
 
 def _on_plain(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -95,7 +95,7 @@ def _picked(name: str, value: Any, rows: Sequence[int], total: int) -> Any:
 
 def _whole(name: str, value: Any, mesh: Mesh) -> Any:
     """Settings go to every replica alike; pictures and tensors may belong to single images."""
-    if _has_picture(value):
+    if has_picture(value):
         degree = mesh.data.size()
         raise UnsupportedError(
             f"data_degree={degree} cannot deal out {name} to replicas. Try data_degree=1 with ulysses_degree or ring_degree {degree}."
@@ -103,14 +103,14 @@ def _whole(name: str, value: Any, mesh: Mesh) -> Any:
     return value
 
 
-def _has_picture(value: Any) -> bool:
+def has_picture(value: Any) -> bool:
     """Whether there is a picture, an array or a tensor in the dicts, lists, tuples and dataclasses of `value`."""
     if is_dataclass(value):
-        return _has_picture(vars(value))
+        return has_picture(vars(value))
     if isinstance(value, Mapping):
-        return any(map(_has_picture, value.values()))
+        return any(map(has_picture, value.values()))
     if isinstance(value, (list, tuple)):
-        return any(map(_has_picture, value))
+        return any(map(has_picture, value))
     return isinstance(value, (torch.Tensor, np.ndarray)) or hasattr(value, "getbands")
 
 

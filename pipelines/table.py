@@ -178,6 +178,8 @@ NOT_DEALT: dict[str, str] = {
         "pads a call's prompts to the longest, and looks at the padding",
     ),
     "LattePipeline": "cuts the padding off the text of one video, and not of several",
+    "Cosmos3OmniPipeline": "takes the first of a call's prompts",
+    "LTXI2VLongMultiPromptPipeline": "makes one video of all its prompts",
     "HeliosPyramidPipeline": "draws the noise of all its videos in blocks",
     "LTX2DFRTemporalRefinePipeline": "goes on with one earlier call's latents",
     "OmniGenPipeline": "gives all its tokens the positions of the first prompt's",
