@@ -26,7 +26,7 @@ def random_seed() -> int:
 
 def told_of_call(call: Call, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What a file tells of the call that made it: steps and guidance, if only the pipeline's own, and all plain values that were given."""
-    own: dict[str, Any] = {name: call.parameters[name].default for name in ("num_inference_steps", "guidance_scale") if name in call.parameters}
+    own: dict[str, Any] = {name: call.parameters[name].default for name in ("num_inference_steps", "guidance_scale", "true_cfg_scale") if name in call.parameters}
     told = {name: _told(value) for name, value in {**own, **arguments}.items()}
     return {_NAMED.get(name, name): value for name, value in told.items() if value is not None and _is_plain(value)}
 

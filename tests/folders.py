@@ -21,7 +21,6 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "FluxInpaintPipeline": ("FluxTransformer2DModel", {"num_attention_heads": 24, "patch_size": 1, "in_channels": 64}),
     "FluxFillPipeline": ("FluxTransformer2DModel", {"num_attention_heads": 24, "patch_size": 1, "in_channels": 384}),
     "Flux2Pipeline": ("Flux2Transformer2DModel", {"num_attention_heads": 48, "patch_size": 1, "in_channels": 64}),
-    "QwenImagePipeline": ("QwenImageTransformer2DModel", {"num_attention_heads": 24, "patch_size": 2, "in_channels": 64}),
     "WanPipeline": ("WanTransformer3DModel", {"num_attention_heads": 12, "patch_size": [1, 2, 2], "in_channels": 16}),
     "WanImageToVideoPipeline": ("WanTransformer3DModel", {"num_attention_heads": 40, "patch_size": [1, 2, 2], "in_channels": 36}),
     "WanVideoToVideoPipeline": ("WanTransformer3DModel", {"num_attention_heads": 12, "patch_size": [1, 2, 2], "in_channels": 16}),
@@ -31,6 +30,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "StableAudioPipeline": ("StableAudioDiTModel", {"num_attention_heads": 24, "sample_size": 1024, "in_channels": 64}),
     "WanVACEPipeline": ("WanVACETransformer3DModel", {"num_attention_heads": 12, "patch_size": [1, 2, 2], "in_channels": 16}),
     "Kandinsky6SRPipeline": ("Kandinsky6SRTransformer3DModel", {"patch_size": [1, 2, 2]}),
+    "QwenImagePipeline": ("QwenImageTransformer2DModel", {"num_attention_heads": 24, "patch_size": 2, "in_channels": 64}),
 }
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from dit_usp import formats, launch, media, saving, supervise
 from dit_usp.cli import run
 
-SD3, FLUX, IMG2IMG, DIT, COG, INPAINT, FILL, FLUX2, WAN, WAN_I2V, WAN_V2V, ANIMATE, LTX2, COSMOS, SOUND, VACE, SR = CONFIGS
+SD3, FLUX, IMG2IMG, DIT, COG, INPAINT, FILL, FLUX2, WAN, WAN_I2V, WAN_V2V, ANIMATE, LTX2, COSMOS, SOUND, VACE, SR, QWEN = CONFIGS
 FREE = 2**63 - 2
 
 
@@ -125,6 +125,10 @@ CASES: dict[str, str] = {
     "x --guidance nan": "--guidance nan is not a strength; use 0 or more (1: no guidance).",
     "x --guidance -3": "--guidance -3 is not a strength; use 0 or more (1: no guidance).",
     "x --negative blue --guidance 1": "--negative has no effect with --guidance 1; use --guidance above 1, or leave --negative out.",
+    f"x --model {FLUX} --negative blue": "--negative has no effect with true_cfg_scale 1; add --set true_cfg_scale=4, or leave --negative out.",
+    f"x --model {QWEN} --negative blue --guidance 1": "--negative has no effect with --guidance 1; use --guidance above 1, or leave --negative out.",
+    f"x --model {QWEN} --guidance 3": f"--guidance has no effect in {QWEN} without --negative; add --negative ' ', or leave --guidance out.",
+    f"x --model {QWEN} --set true_cfg_scale=3": "--set true_cfg_scale: use --guidance.",
     f"1 --model {DIT} --negative blue": "--negative: DiTPipeline has no negative_prompt; leave it out.",
     f"1 --model {DIT} --height 256": "--height: DiTPipeline has one size; leave it out.",
     "x --height 250": "--height 250: emoji-pixart-256 makes multiples of 16 from 16 to 16384; use --height 256.",

@@ -102,6 +102,23 @@ def test_a_model_of_others_gets_what_the_user_gave_and_nothing_else(requests: li
     assert expected.items() <= read_metadata("b.png").items()
 
 
+@pytest.mark.parametrize(
+    ("pipeline", "arguments", "call", "scales"),
+    [
+        ("QwenImagePipeline", "--guidance 3", {"true_cfg_scale": 3.0}, {"true_cfg_scale": 3.0}),
+        ("QwenImagePipeline", "", {}, {"true_cfg_scale": 4.0}),
+        ("FluxPipeline", "--guidance 3 --set true_cfg_scale=2", {"guidance_scale": 3.0, "true_cfg_scale": 2}, {"guidance": 3.0, "true_cfg_scale": 2}),
+    ],
+)
+def test_guidance_is_the_scale_that_the_model_has_a_use_for(
+    requests: list[Request], tmp_path: Path, capsys: pytest.CaptureFixture[str], pipeline: str, arguments: str, call: Any, scales: Any
+) -> None:
+    assert generate("x", "--model", str(write_folder(tmp_path, pipeline)), "--negative", "blue", *arguments.split()) == 0
+    assert requests[0].call == {**call, "negative_prompt": "blue"}
+    assert scales.items() <= requests[0].told.items()
+    assert ("--guidance 3: true_cfg_scale of QwenImagePipeline\n" in capsys.readouterr().err) == (call == {"true_cfg_scale": 3.0})
+
+
 def test_a_model_of_classes_takes_their_names_and_numbers(requests: list[Request], tmp_path: Path) -> None:
     folder = str(write_folder(tmp_path, "DiTPipeline", id2label={"0": "tench, Tinca tinca", "1": "goldfish"}))
     for prompt in ("Tinca Tinca", "goldfish", "7"):

@@ -16,6 +16,8 @@ from dit_usp.cli.settings import read_settings
 if TYPE_CHECKING:
     from dit_usp.cli.generate import Options
 
+_TRUE = "true_cfg_scale"  # guidance by two calls a step, which there are if it is above 1 and a negative prompt is given
+_IGNORES_TRUE = ("ChromaInpaintPipeline",)  # of diffusers 0.42 takes it and never reads it
 MAX_SIDE = 16384  # pixels; WebP's and most viewers' limit
 
 
@@ -30,7 +32,7 @@ def arguments(options: Options, model: Model, inputs: Inputs, timing: Timing) ->
     """
     given = {
         "num_inference_steps": ("--steps", options.steps),
-        "guidance_scale": ("--guidance", options.guidance),
+        scale_name(model): ("--guidance", options.guidance),
         "height": ("--height", options.height),
         "width": ("--width", options.width),
         "negative_prompt": ("--negative", options.negative),
@@ -41,9 +43,9 @@ def arguments(options: Options, model: Model, inputs: Inputs, timing: Timing) ->
     ours = {name: value for name, value in model.calls.items() if name in model.parameters}
     call = ours | {name: value for name, (_, value) in given.items() if value is not None} | inputs.call | timing.call
     _check_steps(call, model)
-    _check_guidance(call, options, model)
     _check_sizes(call, model)
-    call |= read_settings(options.settings, model, inputs.taken)
+    call |= read_settings(options.settings, model, {scale_name(model): "--guidance"} | inputs.taken)
+    _check_guidance(call, options, model)
     if timing.cut is not None:
         call = cut(call, timing.cut, model)
     check_needs(call, inputs, model)
@@ -55,10 +57,34 @@ def _lacks(name: str) -> str:
     return "has one size" if name in ("height", "width") else f"has no {name}"
 
 
+def scale_name(model: Model) -> str:
+    """What --guidance is in the pipeline's call: guidance_scale, unless only distilled models have a use for that and this is none."""
+    if (real := _contrast(model)) == "guidance_scale":
+        return real
+    distilled = model.parameters[real].default <= 1 or model.transformer.get("guidance_embeds")
+    return "guidance_scale" if "guidance_scale" in model.parameters and distilled else real
+
+
+def _contrast(model: Model) -> str:
+    """The prompt's strength against the negative one. Where that is true_cfg_scale, guidance_scale is another thing, told to a distilled model."""
+    return _TRUE if _TRUE in model.parameters and model.pipeline not in _IGNORES_TRUE else "guidance_scale"
+
+
 def guidance(call: Mapping[str, Any], model: Model) -> float | None:
     """The guidance scale that will be used, or None where the pipeline has none."""
-    parameter = model.parameters.get("guidance_scale")
-    return call.get("guidance_scale", parameter.default) if parameter else None
+    return _scale(scale_name(model), call, model)
+
+
+def _scale(name: str, call: Mapping[str, Any], model: Model) -> float | None:
+    parameter = model.parameters.get(name)
+    return call.get(name, parameter.default) if parameter else None
+
+
+def notes(options: Options, model: Model) -> tuple[str, ...]:
+    """What --guidance means where it is not the guidance_scale."""
+    if options.guidance is None or scale_name(model) != _TRUE:
+        return ()
+    return (f"--guidance {options.guidance:g}: {_TRUE} of {model.pipeline}",)
 
 
 def steps(call: Mapping[str, Any], model: Model) -> int | None:
@@ -80,13 +106,15 @@ def _check_steps(call: Mapping[str, Any], model: Model) -> None:
 
 def _check_guidance(call: Mapping[str, Any], options: Options, model: Model) -> None:
     scale = guidance(call, model)
-    if scale is None:
-        return
-    if not (math.isfinite(scale) and scale >= 0):
+    if scale is not None and not (math.isfinite(scale) and scale >= 0):
         raise ValueError(f"--guidance {scale:g} is not a strength; use 0 or more (1: no guidance).")
-    # Where there is a true_cfg_scale, guidance_scale is another thing, told to a distilled model.
-    if scale <= 1 and options.negative and "true_cfg_scale" not in model.parameters:
-        raise ValueError(f"--negative has no effect with --guidance {scale:g}; use --guidance above 1, or leave --negative out.")
+    contrast = _scale(real := _contrast(model), call, model)
+    if contrast is not None and contrast <= 1 and options.negative:
+        optional = real == scale_name(model)
+        named, remedy = (f"--guidance {contrast:g}", "use --guidance above 1") if optional else (f"{real} {contrast:g}", f"add --set {real}=4")
+        raise ValueError(f"--negative has no effect with {named}; {remedy}, or leave --negative out.")
+    if scale_name(model) == _TRUE and options.guidance is not None and options.guidance > 1 and options.negative is None:
+        raise ValueError(f"--guidance has no effect in {model.pipeline} without --negative; add --negative ' ', or leave --guidance out.")
 
 
 def _check_sizes(call: Mapping[str, Any], model: Model) -> None:

@@ -71,7 +71,8 @@ def prepare(options: Options) -> Prepared:
     )
     for picture in pictures:
         request.target(picture)  # has room for what it says
-    return Prepared(request, (*notes, *timing.notes, *_without_sound(pictures[0].path, model)), _plan(model, request, reasons, inputs))
+    said = (*notes, *call.notes(options, model), *timing.notes, *_without_sound(pictures[0].path, model))
+    return Prepared(request, said, _plan(model, request, reasons, inputs))
 
 
 def _check_text(options: Options) -> None:
