@@ -9,13 +9,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from dit_usp import __version__
+from dit_usp import __version__, prompts
 from dit_usp.config import ParallelConfig
+from dit_usp.embedded import located, suited
 from dit_usp.errors import RankError
 from dit_usp.launch import check_gpus, num_gpus, place
+from dit_usp.media import given_fps
 from dit_usp.request import Picture, Request, random_seed, told_of_call
 from dit_usp.saving import Target, remove_unfinished, result_format
-from dit_usp.signature import PER_PROMPT, RATES, read_call
+from dit_usp.signature import PER_PROMPT, RATES, Call, read_call
 from dit_usp.status import Doing
 from dit_usp.supervise import Ranks
 from dit_usp.worker import Worker
@@ -60,7 +62,8 @@ class Engine:
         **from_pretrained: Any,
     ) -> None:
         _refuse_inside_a_rank()
-        self.model, self.dtype = str(model), str(dtype or "float32").removeprefix("torch.")
+        self.model, self._suited = str(model), suited(model)
+        self.dtype = str(dtype or "float32").removeprefix("torch.")
         self._lock = threading.Lock()
         self._ranks = Ranks(_world_size(parallel, nproc, device))
         try:
@@ -81,7 +84,7 @@ class Engine:
                 in the file that it is saved in.
             save: a file, or a list of them, for the results, which the first rank writes; a name that is taken becomes heart-2.png. The suffix is
                 the format (.png, .jpg, .webp; .mp4, .webm, .gif; .wav); .safetensors keeps the latents and decodes nothing.
-            fps: pictures a second of a clip; None: what suits the pipeline.
+            fps: pictures a second of a clip; None: that of the clip it starts from, or what suits the pipeline.
             **call: anything else the pipeline's call takes, such as num_inference_steps; must pickle. Where it takes pictures, clips or sounds, a
                 file's path will do; where it takes a tensor, that of a .safetensors file.
 
@@ -92,26 +95,43 @@ class Engine:
             ValueError, TypeError, UnsupportedError: the call is refused; the engine stays usable.
             RankError: a rank died, failed or stopped answering; the engine is closed.
         """
-        parameters = read_call(self.pipeline).parameters
-        if seed is None and "generator" in parameters and "generator" not in call:
+        made = read_call(self.pipeline)
+        call = {name: value for name, value in self._suited.items() if name in made.parameters} | call
+        if seed is None and "generator" in made.parameters and "generator" not in call:
             seed = random_seed()
         seeds = seed if isinstance(seed, list) else [] if seed is None else [seed]
-        made = read_call(self.pipeline)
         if fps is not None and (name := made.first(RATES)):
             call[name] = fps
-        targets = self._targets(prompt, seeds, save, fps and made.played(fps), call)
+        targets = self._targets(prompt, seeds, save, self._fps(fps, made, call), call)
         if targets:
             call |= made.output_type(latents=targets[0].wants_latents)
-        return self._ask("generate", prompt=prompt, seeds=seeds, targets=targets, call=call)
+        return self._ask("generate", prompt=self._read(prompt), seeds=seeds, targets=targets, call=call)
+
+    def _read(self, prompt: str | list[str]) -> Any:
+        """The prompt as the model's word lists, if it has any, put it."""
+        if isinstance(prompt, (list, tuple)):
+            return [self._read(text) for text in prompt]
+        return prompts.resolve(prompt, located(self.model)).prompt if isinstance(prompt, str) else prompt
+
+    def _story(self, asked: str) -> dict[str, str]:
+        """What a file tells of its prompt."""
+        read = self._read(asked)
+        return {"prompt": read} if read == asked else {"prompt": read, "asked": asked}
+
+    def _fps(self, fps: float | None, made: Call, call: Mapping[str, Any]) -> float | None:
+        """What the file is told."""
+        if fps is None and made.kind == "clip" and not made.first(RATES):
+            fps = given_fps(self.pipeline, call) or self._suited.get("fps")
+        return fps and made.played(fps)
 
     def _targets(self, prompt: str | list[str], seeds: list[int], save: Files | None, fps: float | None, call: Mapping[str, Any]) -> list[Target]:
         if save is None:
             return []
         paths = [Path(path) for path in (save if isinstance(save, (list, tuple)) else [save])]
         each_prompt = next((call[name] for name in PER_PROMPT if name in call), 1)
-        prompts = [text for text in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(each_prompt)]
-        if len(paths) != len(prompts):
-            raise ValueError(f"save names {len(paths)} files, but {len(prompts)} pictures are asked for; name one for each.")
+        asked = [text for text in ([prompt] if isinstance(prompt, str) else prompt) for _ in range(each_prompt)]
+        if len(paths) != len(asked):
+            raise ValueError(f"save names {len(paths)} files, but {len(asked)} pictures are asked for; name one for each.")
         for name, needed in (("output_type", "pil"), ("return_dict", True)):
             if call.get(name, needed) != needed:
                 raise ValueError(f"{name}={call[name]!r} gives no pictures to save; leave out save or {name}.")
@@ -120,7 +140,7 @@ class Engine:
             raise ValueError("latents (.safetensors) and decoded results cannot be saved from one call; make two.")
         each = [{"seed": own} for own in seeds] if len(seeds) == len(paths) else [self._part(seeds, index, len(paths)) for index in range(len(paths))]
         told = self._told(call)
-        return [Target(str(path), {"prompt": text, **own, **told}, fps=fps) for path, text, own in zip(paths, prompts, each, strict=True)]
+        return [Target(str(path), {**self._story(text), **own, **told}, fps=fps) for path, text, own in zip(paths, asked, each, strict=True)]
 
     def _part(self, seeds: list[int], index: int, total: int) -> dict[str, Any]:
         """One seed for several pictures is the seed of all of them together: which of how many this one is belongs to it."""

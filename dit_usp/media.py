@@ -187,6 +187,12 @@ def clip_fps(path: str | Path) -> float | None:
         return float(rate) if rate else None
 
 
+def given_fps(pipeline: str, call: Mapping[str, Any]) -> float | None:
+    """Frames a second of the first clip's file in a call; None where there is none, or nothing says so."""
+    files = (value for name, value in call.items() if (wanted := form(pipeline, name)) and (wanted.kind, wanted.mode) == ("clip", "RGB"))
+    return next((clip_fps(file) for file in files if isinstance(file, (str, Path))), None)
+
+
 def count_frames(path: str | Path) -> int:
     """How many frames a clip has."""
     path = Path(path)

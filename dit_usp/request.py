@@ -16,6 +16,7 @@ from dit_usp.signature import Call
 
 MAX_SEED = 2**63 - 1  # what torch.Generator.manual_seed takes and every format writes exactly
 _RANDOM_SEEDS = 2**32  # short enough to be typed again
+_OWN = ("num_inference_steps", "guidance_scale", "true_cfg_scale")
 _NAMED = {"num_inference_steps": "steps", "guidance_scale": "guidance", "negative_prompt": "negative"}
 
 
@@ -26,7 +27,7 @@ def random_seed() -> int:
 
 def told_of_call(call: Call, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What a file tells of the call that made it: steps and guidance, if only the pipeline's own, and all plain values that were given."""
-    own: dict[str, Any] = {name: call.parameters[name].default for name in ("num_inference_steps", "guidance_scale", "true_cfg_scale") if name in call.parameters}
+    own: dict[str, Any] = {name: call.parameters[name].default for name in _OWN if name in call.parameters}
     told = {name: _told(value) for name, value in {**own, **arguments}.items()}
     return {_NAMED.get(name, name): value for name, value in told.items() if value is not None and _is_plain(value)}
 

@@ -32,7 +32,8 @@ def save_results(output: Mapping[str, Any], targets: Sequence[Target], pipe: Any
             paths.append(save(Sound(_array(value), sampling_rate(pipe)), target))
         elif made.kind == "clip":
             rate = next((call[name] for name in RATES if name in call), None)
-            paths.append(save(Clip(_pictures(value), _track(output, row, pipe, made)), replace(target, fps=target.fps or made.played(rate))))
+            fps = target.fps or made.played(rate or made.fps_of(pipe.config))
+            paths.append(save(Clip(_pictures(value), _track(output, row, pipe, made)), replace(target, fps=fps)))
         else:
             paths += _save_pictures(value, target)
     return [str(path) for path in paths]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -24,7 +24,9 @@ KINDS = {"images": "picture", "image": "picture", "frames": "clip", "video": "cl
 TRACKS = ("audio", "sound")  # the sound of a clip
 
 DOUBLED = ("LTX2DFRTemporalRefinePipeline",)  # play twice as many frames a second as their argument says, which is of what they are given
-_UNTOLD_FPS = {"MochiPipeline": 30.0}  # its model card's; its documentation in diffusers names none
+# Their model cards' and papers'; documentation in diffusers names none for the first and 15 for the second.
+_CARDS_FPS = {"MochiPipeline": 30.0, "HunyuanVideo15Pipeline": 24.0}
+_EXPANDED_FPS = 24.0  # Wan 2.2 5B's, by its model card: the one Wan whose model_index.json has expand_timesteps
 DEFAULT_FPS = 8.0
 
 _CLASS = re.compile(rb"^class (\w+)\(", re.MULTILINE)
@@ -82,6 +84,10 @@ class Call:
     def has_track(self) -> bool:
         """Whether its clips may have sound."""
         return any(name in self.results for name in TRACKS)
+
+    def fps_of(self, index: Mapping[str, Any]) -> float:
+        """Frames a second of the clips of a model with that model_index.json."""
+        return _EXPANDED_FPS if index.get("expand_timesteps") else self.fps
 
     def played(self, rate: float | None) -> float:
         """Frames a second of what it makes when asked for `rate`, or for nothing."""
@@ -186,4 +192,4 @@ def _results(nodes: list[ast.AST]) -> Iterator[str]:
 def _fps(pipeline: str, parameters: dict[str, Parameter], text: str) -> float:
     own = next((parameters[name].default for name in RATES if name in parameters), None)
     shown = re.search(r"export_to_video\([^)]*fps=(\d+)", text)
-    return float(own or (shown and shown[1]) or _UNTOLD_FPS.get(pipeline, DEFAULT_FPS))
+    return float(own or _CARDS_FPS.get(pipeline) or (shown[1] if shown else DEFAULT_FPS))

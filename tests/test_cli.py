@@ -19,10 +19,12 @@ from PIL import Image
 from dit_usp import engine, launch, saving
 from dit_usp.cli import COMMANDS, group, run
 from dit_usp.cli.console import progress
+from dit_usp.cli.model import find_model
 from dit_usp.formats import Sound, wav
 from dit_usp.media import Clip
 from dit_usp.request import Request
 from dit_usp.saving import read_metadata
+from dit_usp.signature import read_call
 from dit_usp.status import Doing
 from dit_usp.supervise import RankError
 
@@ -215,6 +217,11 @@ def test_a_clip_plays_as_fast_as_its_model_or_its_source(requests: list[Request]
     Image.new("L", (16, 16)).save("c.gif", save_all=True, append_images=[Image.new("L", (16, 16), 9)], duration=100)
     assert generate("x", "--model", str(write_folder(tmp_path, pipeline)), *arguments.split()) == 0
     assert requests[0].fps == fps
+
+
+def test_models_whose_documentation_names_another_speed(tmp_path: Path) -> None:
+    assert find_model(str(write_folder(tmp_path, "WanPipeline", expand_timesteps=True))).fps == 24
+    assert read_call("HunyuanVideo15Pipeline").fps == read_call("HunyuanVideo15ImageToVideoPipeline").fps == 24
 
 
 def test_a_format_without_sound_is_said(requests: list[Request], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

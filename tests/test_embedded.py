@@ -1,6 +1,6 @@
 """A model that comes with dit-usp goes by its name, everywhere."""
 
-from dit_usp.embedded import embedded, located
+from dit_usp.embedded import embedded, located, suited
 from dit_usp.pipelines import auto_pipeline
 
 
@@ -8,6 +8,12 @@ def test_names_stand_for_folders():
     assert (embedded()["emoji-pixart-256"] / "model_index.json").exists()
     assert located("emoji-pixart-256") == str(embedded()["emoji-pixart-256"])
     assert located("someone/else") == "someone/else"
+
+
+def test_what_suits_a_model_is_known_by_its_name_and_its_folder(tmp_path):
+    assert suited("emoji-video") == suited(embedded()["emoji-video"] / ".") != {}
+    assert suited("someone/else") == suited(tmp_path / "emoji-video") == {}
+    assert all(map(suited, embedded()))
 
 
 def load_by_name():

@@ -8,6 +8,7 @@ import textwrap
 import threading
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from dit_usp.config import ParallelConfig
 from dit_usp.engine import Engine, RankError, run
 from dit_usp.request import Picture, Request
 from dit_usp.saving import read_metadata
+from dit_usp.signature import read_call
 
 STAND_IN = Path(__file__).parent / "standin"
 MODEL = str(files("dit_usp") / "data" / "emoji-pixart-256")
@@ -46,6 +48,24 @@ def test_ranks_stay_warm_between_prompts_and_end_with_the_block(stand_in):
     engine.close()
     with pytest.raises(ValueError, match=r"^This engine is closed; make another one\.$"):
         engine.generate("a red heart")
+
+
+def test_an_embedded_model_gets_what_suits_it_under_what_is_asked(stand_in, tmp_path):
+    with Engine("emoji-pixart-256", nproc=1) as engine:
+        made = engine.generate("a puppy", guidance_scale=2.0, save=tmp_path / "a.png")
+    assert made.call == {"num_inference_steps": 10, "guidance_scale": 2.0, "use_resolution_binning": False}
+    told = {"prompt": "a dog face", "asked": "a puppy", "steps": 10, "guidance": 2.0}
+    assert read_metadata(tmp_path / "a.png").items() >= told.items()
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "call", "fps"), [("WanPipeline", {}, 10), ("WanVideoToVideoPipeline", {"video": "c.gif"}, 20), ("FluxPipeline", {}, None)]
+)
+def test_a_clip_plays_as_fast_as_its_model_or_its_source(tmp_path, pipeline, call, fps):
+    Image.new("L", (16, 16)).save(tmp_path / "c.gif", save_all=True, append_images=[Image.new("L", (16, 16), 9)], duration=50)
+    engine = object.__new__(Engine)
+    engine.pipeline, engine._suited, engine._ranks = pipeline, {"fps": 10}, SimpleNamespace(close=lambda: None)
+    assert engine._fps(None, read_call(pipeline), {name: tmp_path / value for name, value in call.items()}) == fps
 
 
 def test_several_engines_one_after_another_and_from_threads(stand_in):

@@ -13,22 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from dit_usp.cli import sizes
-from dit_usp.embedded import embedded
+from dit_usp.embedded import embedded, suited
 from dit_usp.models import find_plan
 from dit_usp.pipelines.table import NAMES
 from dit_usp.plan import ShardPlan
 from dit_usp.signature import FRAMES, Call, Parameter, read_call
 
 DEFAULT = "emoji-pixart-256"
-# What suits a model that comes with us, by the pipeline's names, and "fps". Half the steps look the same (the figures are in its model card), and the
-# size is the one asked for: PixArt would make the nearest of its table's and stretch it.
-EMBEDDED_CALLS: dict[str, dict[str, Any]] = {
-    DEFAULT: {"num_inference_steps": 10, "guidance_scale": 3.0, "use_resolution_binning": False},
-    "emoji-video": {
-        **{"num_inference_steps": 10, "guidance_scale": 3.0, "height": 128, "width": 128, "num_frames": 13},
-        **{"max_sequence_length": 32, "fps": 10},  # 32 tokens: the longest caption it learnt; WanPipeline pads to 512
-    },
-}
 
 _TRANSFORMERS = ("transformer", "transformer_2")  # Wan 2.2 may have the second alone
 _OTHERS = {"vae": "config.json", "scheduler": "scheduler_config.json"}
@@ -91,7 +82,7 @@ class Model:
     @property
     def fps(self) -> float:
         """Frames a second of its clips when the user does not say."""
-        return self.calls.get("fps", self.call.fps)
+        return self.calls.get("fps", self.call.fps_of(self.index))
 
     @property
     def unit(self) -> int | None:
@@ -154,7 +145,7 @@ def _model(name: str, source: str, folder: Path | None, read: Read) -> Model:
         _check_components(name, folder, index, part)
     transformer = read(f"{part}/config.json")
     vae, scheduler = (read(f"{other}/{file}") if _is_there(index.get(other)) else {} for other, file in _OTHERS.items())
-    return Model(name, source, folder, index, part, transformer, vae, scheduler, EMBEDDED_CALLS.get(name, {}))
+    return Model(name, source, folder, index, part, transformer, vae, scheduler, suited(source))
 
 
 def _is_there(entry: Any) -> bool:
