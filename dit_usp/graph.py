@@ -29,6 +29,8 @@ When = Literal["auto"] | bool
 MOST = 4  # recordings kept for a model: each holds the memory of one forward
 LAUNCH_BOUND = 0.9  # of the GPU's time: with a CPU that is done only then, the GPU has waited for it
 TOLERANCE = 1e-2  # relative, of a replay against the same call run plainly: bf16 rounds to 4e-3, a stale input is far off
+REMEMBERED = 64  # kinds of call
+_TORCHS = frozenset(vars(nn.Module()))  # the attributes of every module
 _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device)
 
 Replay = Callable[[], None]
@@ -40,13 +42,17 @@ def graph(transformer: M, mesh: Mesh | None = None, *, when: When = "auto") -> M
     """Replay this transformer's calls as CUDA graphs, in place. Put on last: after `parallelize` and `compile_blocks`.
 
     The first two calls of a signature run plainly (kernels are chosen, lengths learnt), the third is recorded, the fourth run both ways and
-    compared, later ones are replayed. Replays see the weights where they were: after layers have been exchanged (LoRA), call `refresh`.
+    compared, later ones are replayed. Replays see the weights where they were and every setting as it was: after layers, processors, adapters or
+    the config have changed, call `refresh`. A module that is compiled as a whole already stays as it is.
 
     Args:
         mesh: the ranks that share the calls; None: this process alone.
         when: "auto": only calls whose launches keep the GPU waiting; True: all that can be.
     """
     ungraph(transformer)
+    if transformer._compiled_call_impl is not None:
+        logger.info("CUDA graph of %s: not recorded: it is compiled as a whole", type(transformer).__name__)
+        return transformer
     groups = [group for group in (mesh.sequence, mesh.cfg) if group.size() > 1] if mesh else []
     transformer._compiled_call_impl = CallGraph(transformer, groups, when)  # what nn.Module calls in place of itself, hooks and all
     return transformer
@@ -72,7 +78,7 @@ class _Entry:
     Attributes:
         calls: how many there have been.
         refused: why they are not replayed, if they are not.
-        inputs: the tensors that a replay reads, without their repeated dims.
+        inputs: the tensors that a replay reads.
         trusted: a replay has been compared with a plain call.
     """
 
@@ -89,6 +95,7 @@ class CallGraph:
 
     Attributes:
         before: called once with the arguments of the next call, outside of what is recorded.
+        told: why calls were not replayed, each reason once.
     """
 
     def __init__(
@@ -97,21 +104,28 @@ class CallGraph:
         self.module, self.groups, self.when = module, groups, when
         self.before: Callable[[tuple[Any, ...], dict[str, Any]], Any] | None = None
         self._record, self._watch = record or _Recorder(), watch or _watch
-        self._entries: dict[Any, _Entry] = {}
+        self.told: list[str] = []
+        self._entries: dict[Any, _Entry] = {}  # the most recently replayed last
         self._state: Any = None
+        self._barred = ""
+        self._begun, self._paused = True, ""
         # NCCL does not take its communicators down while a recording uses them: a process would hang in its exit.
         weakref.finalize(self, self._entries.clear)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self.module._call_impl(*args, **kwargs)
+        if self._begun:
+            self._begun = False
+            self.refresh()
         before, self.before = self.before, None
         if before:
             before(args, kwargs)
         leaves, spec = tree_flatten((args, kwargs))
-        if self._unfit(leaves):
+        if reason := self._unfit(leaves):
+            self._tell(reason)
             return self.module._call_impl(*args, **kwargs)
-        key = _signature(leaves, spec)
-        entry = self._entries.setdefault(key, _Entry())
-        entry.calls += 1
+        entry = self._entry(_signature(leaves, spec))
         plain = lambda: self.module._call_impl(*args, **kwargs)  # noqa: E731
         if entry.refused or entry.calls == 1:
             return plain()
@@ -122,27 +136,48 @@ class CallGraph:
             return plain()
         return self._replayed(leaves, entry) if entry.trusted else self._compared(plain, leaves, entry)
 
+    def begin(self, paused: str = "") -> None:
+        """A pipeline's call starts: its first forward looks whether the module has changed.
+
+        Args:
+            paused: why nothing of this call may be replayed.
+        """
+        self._begun, self._paused = True, paused
+
     def clear(self) -> None:
         """Free every recording. Needed before `dist.destroy_process_group`, which hangs while there are any; done when the process ends."""
         self._entries.clear()
 
     def refresh(self) -> None:
-        """Forget what was recorded if the module's layers or weights have been exchanged or scaled since; takes some milliseconds."""
-        if (state := _state(self.module)) != self._state:
-            self._state = state
+        """Forget what was recorded if layers, processors, adapters, their settings or the places of weights have changed on any rank.
+
+        Takes some milliseconds. Every rank calls it.
+        """
+        state, self._barred = _state(self.module), _stateful(self.module)
+        if self._any(state != self._state):
             self._entries.clear()
+        self._state = state
 
     def report(self) -> list[str]:
         """For each kind of call so far, whether it is replayed, or why not."""
-        return [entry.refused or ("replayed" if entry.trusted else "not yet recorded") for entry in self._entries.values()]
+        known = [entry.refused or ("replayed" if entry.trusted else "not yet recorded") for entry in self._entries.values()]
+        return known or self.told
+
+    def _entry(self, key: Any) -> _Entry:
+        entry = self._entries.pop(key, None) or _Entry()
+        self._entries[key] = entry
+        entry.calls += 1
+        if len(self._entries) > REMEMBERED:
+            del self._entries[next(iter(self._entries))]
+        return entry
 
     def _unfit(self, leaves: Sequence[Any]) -> str:
-        if torch.is_grad_enabled() and any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves):
-            return "gradients are wanted"
-        if hasattr(self.module, "_hf_hook"):
-            return "its weights are moved to the GPU for each call"
-        if getattr(self.module, "is_cache_enabled", False):
-            return "its cache decides anew at every step"
+        if self._paused or self._barred:
+            return self._paused or self._barred
+        if torch.is_grad_enabled():
+            return "gradients are recorded; call it under torch.no_grad()"
+        if torch.is_autocast_enabled("cuda") and torch.is_autocast_cache_enabled():
+            return "autocast keeps copies of the weights that end with it"
         device = next(self.module.parameters()).device
         if any(isinstance(leaf, Tensor) and leaf.device != device for leaf in leaves):
             return f"an input is not on {device}"
@@ -162,14 +197,14 @@ class CallGraph:
             entry.refused = entry.refused or "another rank cannot be recorded"
         elif self._any(not entry.refused):
             entry.refused = ""
-        self._tell(entry)
+        self._say(entry)
         return output
 
     def _prepare(self, leaves: Sequence[Any], spec: TreeSpec, entry: _Entry) -> None:
         """Record the call on inputs of its own."""
-        inputs = [_narrowed(leaf).clone() for leaf in leaves if isinstance(leaf, Tensor)]
+        inputs = [leaf.clone(memory_format=torch.contiguous_format) for leaf in leaves if isinstance(leaf, Tensor)]
         stills = iter(inputs)
-        args, kwargs = tree_unflatten([next(stills).expand(leaf.shape) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
+        args, kwargs = tree_unflatten([next(stills) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
         self._make_room()
         try:
             entry.replay, entry.output = self._record(lambda: self.module._call_impl(*args, **kwargs))
@@ -186,13 +221,13 @@ class CallGraph:
         if self._any(not error <= TOLERANCE):
             self._refuse(entry, f"a replay differs from the plain call by {error:.1e} here")
         entry.trusted = not entry.refused
-        self._tell(entry)
+        self._say(entry)
         return output
 
     def _replayed(self, leaves: Sequence[Any], entry: _Entry) -> Any:
         assert entry.inputs is not None
         assert entry.replay
-        fresh = [_narrowed(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
+        fresh = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if fresh:
             torch._foreach_copy_(entry.inputs, fresh)
         entry.replay()
@@ -200,14 +235,13 @@ class CallGraph:
 
     def _refuse(self, entry: _Entry, reason: str) -> None:
         entry.refused, entry.replay, entry.inputs, entry.output = reason, None, None, None
-        self._tell(entry)
+        self._say(entry)
 
     def _make_room(self) -> None:
-        """Let go of the oldest recordings, and of signatures that never came again."""
-        recorded = [key for key, entry in self._entries.items() if entry.replay]
-        once = [key for key, entry in self._entries.items() if entry.calls == 1]
-        for key in [*recorded[: max(0, len(recorded) - MOST + 1)], *once]:
-            del self._entries[key]
+        """Let go of the recording that was replayed least recently; it is not made again, or five kinds of call in turn would record for ever."""
+        recorded = [entry for entry in self._entries.values() if entry.replay]
+        if len(recorded) >= MOST:
+            self._refuse(recorded[0], f"{MOST} other kinds of call came after it")
 
     def _any(self, here: bool) -> bool:
         """Whether it is so on any rank."""
@@ -216,9 +250,16 @@ class CallGraph:
             here = bool(collectives.total(torch.tensor([float(here)], device=device), group).item())
         return here
 
-    def _tell(self, entry: _Entry) -> None:
-        state = f"not replayed: {entry.refused}" if entry.refused else "replayed" if entry.trusted else "to be recorded"
-        logger.info("CUDA graph of %s: %s", type(self.module).__name__, state)
+    def _say(self, entry: _Entry) -> None:
+        if entry.refused:
+            self._tell(entry.refused)
+        else:
+            logger.info("CUDA graph of %s: %s", type(self.module).__name__, "replayed" if entry.trusted else "to be recorded")
+
+    def _tell(self, reason: str) -> None:
+        if reason not in self.told:
+            self.told.append(reason)
+            logger.info("CUDA graph of %s: not replayed: %s", type(self.module).__name__, reason)
 
 
 class _Recorder:
@@ -257,24 +298,52 @@ def _watch(plain: Callable[[], Any]) -> tuple[Any, str, float]:
 
 
 def _signature(leaves: Sequence[Any], spec: TreeSpec) -> Any:
-    """What a recording depends on beside the values in tensors."""
-    autocast = torch.is_autocast_enabled(), torch.get_autocast_dtype("cuda")
-    kinds = tuple((tuple(x.shape), x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else (type(x), x) for x in leaves)
-    return kinds, str(spec), autocast, torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+    """What a recording depends on beside the values in tensors.
+
+    Not strides: inputs are copied, and ranks may hold the same values in other strides.
+    """
+    autocast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    kinds = tuple((tuple(x.shape), x.dtype, x.device) if isinstance(x, Tensor) else (type(x), x) for x in leaves)
+    return kinds, str(spec), autocast, torch.is_inference_mode_enabled()
 
 
 def _state(module: nn.Module) -> Any:
-    """The layers, where their weights lie, and by how much adapters are scaled."""
-    layers = tuple((id(layer), id(getattr(layer, "processor", None)), str(getattr(layer, "scaling", ""))) for layer in module.modules())
-    return layers, tuple(weight.data_ptr() for weight in module.parameters())
+    """All that a forward reads beside its arguments: layers and processors with their plain settings, where weights and tables lie, the config."""
+    layers = list(module.modules())
+    parts = [*layers, *(processor for layer in layers if (processor := getattr(layer, "processor", None)) is not None)]
+    places = tuple(tensor.data_ptr() for tensor in (*module.parameters(), *module.buffers()))
+    settings = tuple(_frozen({name: value for name, value in getattr(part, "__dict__", {}).items() if name not in _TORCHS}) for part in parts)
+    return tuple(map(_Same, parts)), settings, places, _frozen(dict(getattr(module, "config", {})))
 
 
-def _narrowed(tensor: Tensor) -> Tensor:
-    """Without repetitions: one entry of every dim of stride 0."""
-    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
-        if stride == 0 and size > 1:
-            tensor = tensor.narrow(dim, 0, 1)
-    return tensor
+def _stateful(module: nn.Module) -> str:
+    """Why no call of the module may be replayed, if so: hooks that decide anew at every step, or that move or exchange weights."""
+    for layer in module.modules():
+        hooks = getattr(getattr(layer, "_diffusers_hook", None), "hooks", None)
+        if hooks or hasattr(layer, "_hf_hook"):
+            return f"it has hooks of its own ({', '.join(hooks) if hooks else 'offloading'})"
+    return ""
+
+
+@dataclass(frozen=True, eq=False)
+class _Same:
+    """An object that equals itself alone; held, so that its id is not given to another."""
+
+    of: Any
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.of is other.of
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _frozen(value: Any) -> Any:
+    """The plain values in a setting."""
+    if isinstance(value, dict):
+        return tuple((name, _frozen(item)) for name, item in value.items())
+    if isinstance(value, (list, tuple, set)):
+        return tuple(map(_frozen, value))
+    return value if isinstance(value, _PLAIN) else type(value).__name__
 
 
 def _tensors(output: Any) -> list[Tensor]:
