@@ -75,6 +75,12 @@ def unparallelize(transformer: M) -> M:
     return transformer
 
 
+def mesh_of(transformer: nn.Module) -> Mesh | None:
+    """The ranks that share a transformer's forward; None: it is not parallelized."""
+    injection = getattr(transformer, _MARK, None)
+    return injection.mesh if injection else None
+
+
 def nets_of(model: nn.Module) -> list[nn.Module]:
     """What a wrapper without a plan of its own holds as its `nets`, each once; nothing for any other model."""
     if any(find_plan(cls.__name__) for cls in type(model).__mro__):
@@ -130,7 +136,11 @@ class Injection:
         self.counts = self._counts()
         self.rows: int | None = None  # batch of the forward under way, where its first argument is a tensor that has one
         self.batch: int | None = None  # the same before it was halved; None: it was not
+        self.has_halved = False  # in any forward yet
         self.samples: list[torch.Size] = []  # the sizes of its samples, where they come as a list
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise TypeError(f"a parallelized {self.plan.model} cannot be copied: its hooks belong to the ranks. Copy it before parallelize.")
 
     def install(self) -> None:
         """Put everything on. What a config forbids is refused before the first hook."""
@@ -224,12 +234,14 @@ class Injection:
             return arguments
         latents = arguments[self.names[0]]  # of every transformer: a tensor, or a list of samples (Z-Image)
         batch = len(latents)
+        if batch < 2 and self.has_halved:  # guidance was cut off under way, as diffusers' callbacks do: both halves of the ranks compute it whole
+            return arguments
         if batch < 2:
             raise UnsupportedError(
                 f"cfg_degree=2 halves the guidance batch, but {self.plan.model} was called with a batch of {batch}: guidance is off. "
                 "Switch guidance on (guidance_scale > 1), or give those ranks to ulysses_degree or ring_degree."
             )
-        self.batch = batch
+        self.batch, self.has_halved = batch, True
         words = {place.argument: word for word in self.plan.of(Batch) for place in word.places}
         for name, word in words.items():
             if word.dim is None and arguments.get(str(name)):

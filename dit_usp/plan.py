@@ -19,7 +19,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 Streams = tuple[str, ...]
@@ -99,7 +98,7 @@ class Exchange:
 
     modules: tuple[str, ...]
     call: Call
-    calls: Mapping[str, tuple[Call, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    calls: Mapping[str, tuple[Call, ...]] = field(default_factory=dict)
     optional: bool = False
 
 
@@ -211,7 +210,7 @@ def exchange(
         optional: some configs of the model have no such module.
     """
     call = Call(_streams(queries) if queries else None, _streams(keys) if keys else None, shared, mask=mask)
-    return Exchange(modules, call, MappingProxyType(dict(calls or {})), optional)
+    return Exchange(modules, call, dict(calls or {}), optional)
 
 
 def local_int(*places: str, stream: str = "image", in_units: bool = False, optional: bool = False) -> Count:
@@ -304,12 +303,12 @@ class ShardPlan:
     words: tuple[Word, ...]
     guidance: Literal["", "batch"] = ""
     unguided: Streams = ()
-    units: Mapping[str, Literal["row", "frame"]] = field(default_factory=lambda: MappingProxyType({}))
-    short: Mapping[str, Literal["prefix", "suffix"]] = field(default_factory=lambda: MappingProxyType({}))
+    units: Mapping[str, Literal["row", "frame"]] = field(default_factory=dict)
+    short: Mapping[str, Literal["prefix", "suffix"]] = field(default_factory=dict)
     full: Streams = ("image",)
     cache: str = ""
     ragged: str = ""
-    refused: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    refused: Mapping[str, str] = field(default_factory=dict)
     heads: str = "num_attention_heads"
 
     def __post_init__(self) -> None:

@@ -146,7 +146,7 @@ class USPPipelineMixin(DiffusionPipeline):
             on_stage("load")
         device_type = _device_type(options.pop("device_map", None))
         options.setdefault("dtype", options.pop("torch_dtype", torch.float32))
-        pipe: Any = super().from_single_file(pretrained_model_link_or_path, **options)  # type: ignore[misc]
+        pipe: Any = super().from_single_file(pretrained_model_link_or_path, **options)
         pipe.on_stage, pipe.on_step = on_stage or cls.on_stage, on_step or cls.on_step
         pipe._compile, pipe._graph = compile, graph
         return pipe._join(parallel, device_type)

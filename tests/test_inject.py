@@ -1,6 +1,8 @@
 """parallelize beyond plain parity: guidance halves, processors of all kinds, gradients, misuse, and plans that do not fit."""
 
+import copy
 import dataclasses
+import pickle
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from dit_usp.config import ParallelConfig
 from dit_usp.errors import UnsupportedError
 from dit_usp.inject import parallelize, unparallelize
 from dit_usp.mesh import init_mesh
+from dit_usp.models import PLANS
 from dit_usp.plan import Call, Exchange, Gather, Split, gather, split
 from dit_usp.sharding import Sharding
 
@@ -444,6 +447,24 @@ def misuse():
 
 def test_misuse_is_named(ranks):
     assert all(ranks(2, misuse))
+
+
+def copied():
+    model, _ = build("pixart")
+    parallelize(model, init_mesh(ParallelConfig(2), "cpu"))
+    with pytest.raises(TypeError) as refusal:
+        copy.deepcopy(model)
+    copy.deepcopy(unparallelize(model))
+    return str(refusal.value)
+
+
+def test_a_copy_would_run_the_original_hooks_and_is_refused(ranks):
+    text = "a parallelized PixArtTransformer2DModel cannot be copied: its hooks belong to the ranks. Copy it before parallelize."
+    assert ranks(2, copied) == [text] * 2
+
+
+def test_plans_can_be_copied_and_sent():
+    assert all(pickle.loads(pickle.dumps(plan)) == copy.deepcopy(plan) == plan for plan in PLANS)
 
 
 def too_few_heads():

@@ -12,9 +12,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from calls import arguments, array, error, expected, plain, shared
+from safetensors.torch import save_file
 from tiny_pipelines import build, default_call
 
-from dit_usp import ParallelConfig, auto_pipeline, pipelines
+from dit_usp import ParallelConfig, UnsupportedError, auto_pipeline, pipelines
+from dit_usp.inject import mesh_of, unparallelize
 from dit_usp.pipelines.base import sharded_parts
 
 PIXART, SD3 = "PixArtAlphaPipeline", "StableDiffusion3Pipeline"
@@ -113,6 +115,56 @@ def test_from_components_and_from_another_pipeline(ranks, folder):
     assert dtype == "torch.bfloat16"
     assert out.shape == (1, 24, 40, 3)
     assert nothing is None
+
+
+CONTROL = "StableDiffusion3ControlNetPipeline"
+
+
+def with_a_net(path, net_path):
+    """A shared pipeline's parts and ranks in a class with a ControlNet more, and in one that cannot take its layout."""
+    steps = []
+    with shared(SD3, path, (1, 1, 2)) as pipe, pytest.raises(UnsupportedError, match="which StableDiffusion3PAGPipeline does not make"):
+        pipelines.USPStableDiffusion3PAGPipeline.from_pipe(pipe)
+    with shared(SD3, path, (2,)) as pipe:
+        pipe.on_step, pipe._graph = lambda step, total: steps.append(step), False
+        other = pipelines.USPStableDiffusion3ControlNetPipeline.from_pipe(pipe, controlnet=plain(CONTROL, net_path).controlnet)
+        assert other._graph is False
+        assert [mesh_of(part) for part in sharded_parts(other)] == [pipe.mesh] * 2
+        out = other(**arguments(CONTROL, {"seeds": 5, "output_type": "latent"})).images
+        unparallelize(other.controlnet)
+    return array(out), steps
+
+
+def test_another_class_shares_what_is_new_to_it(ranks, folder):
+    (out, steps), (_, others_steps) = ranks(2, with_a_net, folder(SD3), folder(CONTROL))
+    assert error(out, expected(CONTROL, folder(CONTROL))) <= 1e-5
+    assert steps == others_steps == [1, 2]
+
+
+def of_a_single_file(path, file):
+    """The transformer from one file, the other parts from elsewhere."""
+    parts = {name: part for name, part in plain(SD3, path).components.items() if name != "transformer"}
+    stages = []
+    pipe = pipelines.USPStableDiffusion3Pipeline.from_single_file(
+        file, config=path, parallel=ParallelConfig(2), on_stage=stages.append, graph=False, **parts
+    )
+    assert (pipe.mesh.config, pipe._graph, mesh_of(pipe.transformer)) == (ParallelConfig(2), False, pipe.mesh)
+    with pytest.raises(UnsupportedError, match="ulysses_degree=8 needs at least 8 heads"):
+        pipelines.USPStableDiffusion3Pipeline.from_single_file(file, config=path, parallel=ParallelConfig(8), **parts)
+    return array(pipe(**arguments(SD3, {"seeds": 5, "output_type": "latent"})).images), stages
+
+
+def test_from_a_single_file(ranks, folder, tmp_path):
+    file = str(tmp_path / "all.safetensors")
+    save_file(plain(SD3, folder(SD3)).transformer.state_dict(), file)
+    (out, stages), (nothing, _) = ranks(2, of_a_single_file, folder(SD3), file)
+    assert error(out, expected(SD3, folder(SD3))) <= 1e-5
+    assert nothing is None
+    assert stages == ["load", "encode", "denoise", "decode"]
+
+
+def test_a_pipeline_that_diffusers_loads_from_no_single_file_has_no_such_method():
+    assert not hasattr(pipelines.USPDiTPipeline, "from_single_file")
 
 
 def call_forms(name, path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from calls import arguments, array, error, expected, made, plain, shared
+from diffusers.callbacks import SD3CFGCutoffCallback
 
 # Ulysses, ring, cfg, data
 LAYOUTS = {
@@ -102,6 +103,18 @@ def test_prompts_times_pictures_in_order(ranks, folder):
     }  # fmt: skip
     wanted = expected(name, folder(name), **changes)
     assert error(ranks(3, made, name, folder(name), (1, 1, 1, 3), changes)[0], wanted) <= 1e-5
+
+
+def cut_off(name, path, degrees):
+    return made(name, path, degrees, {"callback_on_step_end": SD3CFGCutoffCallback(cutoff_step_ratio=0.0)})
+
+
+def test_guidance_that_ends_under_way(ranks, folder):
+    """Both halves of the ranks compute the rest, of one picture, whole."""
+    name = "StableDiffusion3Pipeline"
+    wanted = expected(name, folder(name), callback_on_step_end=SD3CFGCutoffCallback(cutoff_step_ratio=0.0))
+    assert error(expected(name, folder(name)), wanted) > 1e-4
+    assert error(ranks(2, cut_off, name, folder(name), (1, 1, 2))[0], wanted) <= 1e-5
 
 
 def from_embeds(name, path, degrees):
