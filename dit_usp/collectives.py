@@ -81,9 +81,8 @@ def post(flat: Tensor, send_sizes: Sequence[int], receive_sizes: Sequence[int], 
     if torch.compiler.is_compiling():
         return Pending(_all_to_all(flat, send_sizes, receive_sizes, group.group_name))
     arriving = flat.new_empty(sum(receive_sizes))
-    equal = len({*send_sizes, *receive_sizes}) == 1
-    receive, send = (None, None) if equal else (list(receive_sizes), list(send_sizes))
-    return Pending(arriving, dist.all_to_all_single(arriving, flat, receive, send, group=group, async_op=True))
+    # With sizes even where all are equal: that is this rank's own knowledge, and another rank might make the other call.
+    return Pending(arriving, dist.all_to_all_single(arriving, flat, list(receive_sizes), list(send_sizes), group=group, async_op=True))
 
 
 def wait(pending: Pending) -> Tensor:
@@ -108,6 +107,14 @@ def exchange_lengths(length: int, group: dist.ProcessGroup) -> tuple[int, ...]:
     """Every rank's `length`, in rank order. Eager; stops the CPU until all ranks have called."""
     own = torch.tensor([length], device=_device(group))
     return tuple(gather(own, 0, (1,) * group.size(), group).tolist())
+
+
+def told_by_store(values: tuple[int, ...], group: dist.ProcessGroup) -> list[tuple[int, ...]]:
+    """Every rank's `values`, in rank order, through the group's store: slower than a collective, but it needs no agreement on sizes."""
+    store = group.get_group_store()
+    turn = store.add(f"told/{group.rank()}", 1)
+    store.set(f"told/{turn}/{group.rank()}", ",".join(map(str, values)))
+    return [tuple(map(int, store.get(f"told/{turn}/{rank}").split(b","))) for rank in range(group.size())]
 
 
 def broadcast(value: Any, group: dist.ProcessGroup, device: torch.device | None = None) -> Any:

@@ -6,7 +6,7 @@ Dimensions: B batch, L this rank's queries, N its Ulysses group's, S all keys, H
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from dit_usp.attention.kernels import nothing, run
 from dit_usp.attention.masks import PreparedMask, prepare_mask
 from dit_usp.attention.merge import merge
 from dit_usp.attention.ulysses import HeadSplit, heads_to_sequence, sequence_to_heads, split_heads
-from dit_usp.collectives import exchange_lengths
+from dit_usp.collectives import told_by_store
 from dit_usp.errors import UnsupportedError
 from dit_usp.mesh import Mesh
 
@@ -61,8 +61,8 @@ def usp_attention(
             or, with one row, (B, H, 1, L_kv), this rank's keys. A query without a key gives 0.
         is_causal: query i of the whole sequence sees its keys j <= i.
         enable_gqa: allow fewer key/value heads G, a divisor of H.
-        lengths: tokens on each rank of mesh.sequence, in rank order, the same on every rank; None: all equal to this rank's, which the ranks ask
-            one another at their first call of each length (not under torch.compile).
+        lengths: tokens on each rank of mesh.sequence, in rank order, the same on every rank; None: all equal to this rank's, which the ranks
+            compare at their first such call on a mesh; later ones are trusted.
         kv_lengths: the same of the keys; None: `lengths` if given, else all equal to this rank's.
         backend: a kernel of `available(device)`, or "auto".
 
@@ -141,19 +141,22 @@ def _unsaid(queries: int, keys: int, lengths: Sequence[int] | None, kv_lengths: 
     return {"lengths": queries} if kv_lengths is not None else {"lengths": queries, "kv_lengths": keys}
 
 
-_EQUAL: WeakKeyDictionary[Mesh, set[tuple[str, int]]] = WeakKeyDictionary()  # what the ranks of a mesh have found to be the same on all
+_COMPARED: WeakSet[Mesh] = WeakSet()  # meshes whose ranks have compared lengths that nobody said
 
 
 def _check_equal(mesh: Mesh, unsaid: dict[str, int]) -> None:
-    """Refuse, alike on every rank, lengths that differ where the caller said nothing. Asked once for each, never under torch.compile."""
-    if mesh.sequence.size() == 1 or torch.compiler.is_compiling():
+    """Refuse, alike on every rank, lengths that differ where the caller said nothing.
+
+    Once a mesh: all ranks know whether they have asked, but not what lengths the others have. Through the group's store: no collective.
+    """
+    if mesh.sequence.size() == 1 or not unsaid or torch.compiler.is_compiling() or mesh in _COMPARED:
         return
-    known = _EQUAL.setdefault(mesh, set())
-    for name, own in unsaid.items():
-        if (name, own) not in known:
-            if len(set(held := exchange_lengths(own, mesh.sequence))) > 1:
-                raise ValueError(f"the ranks hold {', '.join(map(str, held))} tokens; pass {name}={held}, the same on every rank.")
-            known.add((name, own))
+    _COMPARED.add(mesh)
+    held = told_by_store(tuple(unsaid.values()), mesh.sequence)
+    for name, lengths in zip(unsaid, zip(*held, strict=True), strict=True):
+        if len(set(lengths)) > 1:
+            _COMPARED.discard(mesh)
+            raise ValueError(f"the ranks hold {', '.join(map(str, lengths))} tokens; pass {name}={lengths}, the same on every rank.")
 
 
 def _lengths(
