@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any
 
@@ -15,7 +16,7 @@ from dit_usp.config import ParallelConfig
 from dit_usp.embedded import located
 from dit_usp.errors import UnsupportedError
 from dit_usp.pipelines.base import USPPipelineMixin, hub_options
-from dit_usp.pipelines.table import NAMES
+from dit_usp.pipelines.table import BY_HAND, NAMES
 
 # They put layers of PEFT's around those that a plan names, or take them away: a hook on the inner layer would miss what the outer one adds.
 _REBUILDS = ("load_lora_weights", "unload_lora_weights", "fuse_lora", "unfuse_lora", "load_ip_adapter", "unload_ip_adapter")
@@ -59,8 +60,20 @@ def auto_pipeline(path: Any, parallel: ParallelConfig | None = None, **options: 
         UnsupportedError: a pipeline without a USP class, or a layout that its model cannot take.
     """
     path = located(path)
-    name = diffusers.DiffusionPipeline.load_config(path, **hub_options(options))["_class_name"]
+    name = str(_index(path, hub_options(options))["_class_name"])
+    if name.endswith("ModularPipeline"):
+        raise UnsupportedError(f"{name} at {path} {BY_HAND}.")
     if name not in NAMES:
-        nearest = get_close_matches(str(name), NAMES, n=3, cutoff=0.3) or NAMES
+        nearest = get_close_matches(name, NAMES, n=3, cutoff=0.3) or NAMES
         raise UnsupportedError(f"{name} at {path} has no USP pipeline. The nearest that have one: {', '.join(nearest)}.")
     return getattr(pipelines, f"USP{name}").from_pretrained(path, parallel=parallel, **options)
+
+
+def _index(path: Any, hub: dict[str, Any]) -> dict[str, Any]:
+    """model_index.json, or a modular pipeline's."""
+    try:
+        return diffusers.DiffusionPipeline.load_config(path, **hub)
+    except OSError:
+        with suppress(OSError):
+            return diffusers.ModularPipeline.load_config(path, **hub)
+        raise

@@ -133,6 +133,13 @@ PIPELINES: dict[str, tuple[str, ...]] = {
     "AceStepTransformer1DModel": ("AceStepPipeline",),
     "LongCatAudioDiTTransformer": ("LongCatAudioDiTPipeline",),
 }
+# Run by a modular pipeline alone, which has no one call to share
+MODULAR: dict[str, str] = {
+    "Flux3Transformer2DModel": "Flux3ModularPipeline",
+    "MiniMaxH3Transformer3DModel": "MiniMaxH3ModularPipeline",
+    "MiniMaxMusic3Transformer1DModel": "MiniMaxMusic3ModularPipeline",
+}
+BY_HAND = "is a modular pipeline; call parallelize(pipe.transformer, mesh) on every rank"
 NAMES = tuple(name for names in PIPELINES.values() for name in names)
 
 # diffusers 0.42 makes one a prompt, whatever num_images_per_prompt says, or fails

@@ -55,21 +55,30 @@ def listing() -> str:
     pipelines = sum(len(entry["pipelines"]) for entry in entries)
     head = f"{pipelines} pipelines of {len(entries)} transformers and ControlNets. `dit-usp models` says what of each is shared, and why what is not."
     note = "¹ but not `--cfg 2`, ² but not `--data N`, which deals prompts: a call with a picture, a clip or a sound is not dealt."
-    return "\n\n".join(["", f"{head}\n{note}", *(_folded(kind, [entry for entry in entries if entry["kind"] == kind]) for kind in KINDS), ""])
+    whole = "³ its attention runs whole on every rank: `--ulysses` and `--ring` share the rest."
+    tables = [_folded(kind, [entry for entry in entries if entry["kind"] == kind]) for kind in KINDS]
+    return "\n\n".join(["", f"{head}\n{note}\n{whole}", *tables, ""])
 
 
 def _folded(kind: str, entries: list[dict[str, Any]]) -> str:
     names = [name for entry in entries for name in entry["pipelines"]]
     count = f"{len(entries)} transformers, {len(names)} pipelines" if names else str(len(entries))
     head = ["| transformer | `--cfg 2` | `--data N` | pipelines: `USP` + name + `Pipeline` |", "| --- | --- | --- | --- |"]
-    rows = [[entry["transformer"], _yes(entry["cfg"]), _yes(entry["data"]) * bool(names), ", ".join(_names(entry))] for entry in entries]
+    rows = [[_model(entry), _yes(entry["cfg"]), _yes(entry["data"]) * bool(names), ", ".join(_names(entry))] for entry in entries]
     return "\n".join(
         ["<details>", f"<summary>{TITLES[kind]}: {count}</summary>", "", *head, *(f"| {' | '.join(row)} |" for row in rows), "", "</details>"]
     )
 
 
+def _model(entry: dict[str, Any]) -> str:
+    """Marked: ³ its attention is whole."""
+    return entry["transformer"] + "³" * (not entry["ulysses"])
+
+
 def _names(entry: dict[str, Any]) -> list[str]:
     """Marked: ¹ no `--cfg 2`, ² no `--data N`, where their transformer's others have it."""
+    if entry["modular"]:
+        return [f"`{entry['modular']}`, by hand: `parallelize(pipe.transformer, mesh)`"]
     no_cfg, no_data = (entry[f"without_{axis}"] if entry[axis] else {} for axis in ("cfg", "data"))
     return [name.removesuffix("Pipeline") + "¹" * (name in no_cfg) + "²" * (name in no_data) for name in entry["pipelines"]]
 

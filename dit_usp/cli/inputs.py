@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dit_usp import media
 from dit_usp.cli.model import Model
 from dit_usp.media import Clip
+from dit_usp.signature import Call
 
 if TYPE_CHECKING:
     from dit_usp.cli.generate import Options
@@ -176,17 +177,17 @@ def check_needs(call: dict[str, Any], inputs: Inputs, model: Model) -> None:
     Raises:
         ValueError: names the options that are missing.
     """
-    missing = [names for names in needed(model) if not any(call.get(name) is not None for name in names)]
+    missing = [names for names in needed(model.call) if not any(call.get(name) is not None for name in names)]
     if missing:
         words = " and ".join(" or ".join(inputs.taken.get(name, f"--set {name}=FILE") for name in names) for names in missing)
         raise ValueError(f"{model.pipeline} needs {words}.")
 
 
-def needed(model: Model) -> Iterator[tuple[str, ...]]:
+def needed(call: Call) -> Iterator[tuple[str, ...]]:
     """By the table, else what has no default, or None for one that its annotation does not allow: diffusers' way to say "not without"."""
-    if model.pipeline in _NEEDS:
-        yield from _NEEDS[model.pipeline]
+    if call.name in _NEEDS:
+        yield from _NEEDS[call.name]
         return
-    for name, parameter in model.parameters.items():
-        if media.form(model.pipeline, name) and (parameter.required or (parameter.default is None and "None" not in parameter.names)):
+    for name, parameter in call.parameters.items():
+        if media.form(call.name, name) and (parameter.required or (parameter.default is None and "None" not in parameter.names)):
             yield (name,)

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 from dit_usp.cli import sizes
 from dit_usp.embedded import embedded, suited
 from dit_usp.models import find_plan
-from dit_usp.pipelines.table import NAMES
+from dit_usp.pipelines.table import BY_HAND, NAMES
 from dit_usp.plan import ShardPlan
 from dit_usp.signature import FRAMES, Call, Parameter, read_call
 
@@ -139,13 +140,23 @@ def _is_hub_id(name: str) -> bool:
 
 
 def _model(name: str, source: str, folder: Path | None, read: Read) -> Model:
-    index = read("model_index.json")
+    index = _index(read)
     part = _check_pipeline(name, index)
     if folder is not None:
         _check_components(name, folder, index, part)
     transformer = read(f"{part}/config.json")
     vae, scheduler = (read(f"{other}/{file}") if _is_there(index.get(other)) else {} for other, file in _OTHERS.items())
     return Model(name, source, folder, index, part, transformer, vae, scheduler, suited(source))
+
+
+def _index(read: Read) -> dict[str, Any]:
+    """model_index.json, or a modular pipeline's."""
+    try:
+        return read("model_index.json")
+    except ValueError:
+        with suppress(ValueError):
+            return read("modular_model_index.json")
+        raise
 
 
 def _is_there(entry: Any) -> bool:
@@ -156,6 +167,8 @@ def _is_there(entry: Any) -> bool:
 def _check_pipeline(name: str, index: Mapping[str, Any]) -> str:
     """The name of the transformer that is sharded."""
     pipeline, part = index.get("_class_name"), next((part for part in _TRANSFORMERS if _is_there(index.get(part))), None)
+    if isinstance(pipeline, str) and pipeline.endswith("ModularPipeline"):
+        raise ValueError(f"--model {name}: {pipeline} {BY_HAND}.")
     if isinstance(pipeline, str) and pipeline not in NAMES and "transformer" in index:
         nearest = difflib.get_close_matches(pipeline, NAMES, n=3, cutoff=0.3) or NAMES
         raise ValueError(f"--model {name}: {pipeline} is not supported. The nearest that are: {', '.join(nearest)}.")

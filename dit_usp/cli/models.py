@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 def command(as_json: bool) -> None:
     """List the models that can be run.
 
-    Of each transformer: the layouts that work (ulysses, ring, cfg, data), the tokens that are shared out, what stays whole on every rank and why, and
-    its pipelines.
+    Of each transformer: what is shared (by ulysses and ring its attention, by cfg the halves of guidance, by data the prompts), the tokens that are
+    shared out, what stays whole on every rank and why, and its pipelines.
     """
     from dit_usp.embedded import embedded
     from dit_usp.models.refused import REFUSED
@@ -35,31 +35,46 @@ def transformers() -> list[dict[str, Any]]:
 
 
 def _entry(kind: str, plan: ShardPlan) -> dict[str, Any]:
-    from dit_usp.pipelines.table import NOT_DEALT, NOT_HALVED, PIPELINES
-    from dit_usp.plan import Replicate
+    from dit_usp.pipelines.table import MODULAR, NOT_HALVED, PIPELINES
+    from dit_usp.plan import Exchange, Reduce, Replicate
 
     pipelines = PIPELINES.get(plan.model, ())
-    cfg, data = plan.guidance == "batch", any(name not in NOT_DEALT for name in pipelines)
+    attends = bool(plan.of(Exchange) or plan.of(Reduce))
+    without_data = {name: why for name in pipelines if (why := _not_dealt(name))}
     return {
         "transformer": plan.model,
         "kind": kind,
-        "ulysses": True,
-        "ring": True,
-        "cfg": cfg,
-        "data": data,
+        "ulysses": attends,
+        "ring": attends,
+        "cfg": plan.guidance == "batch",
+        "data": len(without_data) < len(pipelines),
         "streams": list(plan.streams),
         "whole": {module: word.why for word in plan.of(Replicate) for module in word.modules},
         "pipelines": list(pipelines),
+        "modular": MODULAR.get(plan.model),
         "without_cfg": {name: NOT_HALVED[name] for name in pipelines if name in NOT_HALVED},
-        "without_data": {name: NOT_DEALT[name] for name in pipelines if name in NOT_DEALT},
+        "without_data": without_data,
     }
 
 
+def _not_dealt(pipeline: str) -> str | None:
+    """Why a pipeline's calls are not dealt to replicas; None: those with prompts alone are."""
+    from dit_usp.cli.inputs import FROM_PYTHON, needed
+    from dit_usp.pipelines.table import NOT_DEALT
+    from dit_usp.signature import read_call
+
+    needs_file = pipeline in FROM_PYTHON or any(needed(read_call(pipeline)))
+    return NOT_DEALT.get(pipeline) or ("starts from a picture, a clip or a sound" if needs_file else None)
+
+
 def _text(table: dict[str, Any]) -> str:
+    from dit_usp.pipelines.table import BY_HAND
+
     lines = [f"embedded models: {', '.join(table['embedded']) or 'none'}"]
     for entry in table["transformers"]:
-        axes = " ".join(axis for axis in ("ulysses", "ring", "cfg", "data") if entry[axis])
-        lines += ["", f"{entry['transformer']}: {axes}; shares {', '.join(entry['streams'])}"]
+        axes = [axis for axis in ("ulysses", "ring", "cfg", "data") if entry[axis]] + ["attention whole"] * (not entry["ulysses"])
+        lines += ["", f"{entry['transformer']}: {' '.join(axes)}; shares {', '.join(entry['streams'])}"]
+        lines += [f"  {entry['modular']} {BY_HAND}"] if entry["modular"] else []
         lines += textwrap.wrap(", ".join(entry["pipelines"]), 120, initial_indent="  ", subsequent_indent="  ")
         lines += [f"  whole on every rank: {module}: {why}" for module, why in entry["whole"].items()]
         lines += [f"  no cfg: {name}: {why}" for name, why in entry["without_cfg"].items()]

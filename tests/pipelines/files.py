@@ -62,7 +62,7 @@ def prepared(model: Model, folder: Path, **given: Any) -> Prepared:
 def _needs(model: Model, folder: Path) -> dict[str, Any]:
     """Options that give what the pipeline cannot do without."""
     given: dict[str, Any] = {"settings": ()}
-    for name, *_ in needed(model):
+    for name, *_ in needed(model.call):
         form = media.form(model.pipeline, name)
         assert form
         file = str(folder / FILES[form.kind])

@@ -18,12 +18,14 @@ from tiny_parts import picture
 from tiny_pipelines import TINY, build, default_call
 
 from dit_usp import ParallelConfig, UnsupportedError, pipelines
+from dit_usp.cli.inputs import needed
 from dit_usp.inject import unparallelize
 from dit_usp.pipelines.agreement import mark
 from dit_usp.pipelines.base import described, sharded_parts
 from dit_usp.pipelines.deal import PER_PROMPT, has_picture
 from dit_usp.pipelines.layout import check_layout, default_layout, has_halves
 from dit_usp.pipelines.table import NAMES, NOT_DEALT, NOT_HALVED, ONE_A_PROMPT, PIPELINES
+from dit_usp.signature import read_call
 
 # Where diffusers 0.42 fails on two pictures for each of two prompts, or gives one the mask of another's prompt
 MIXED = (
@@ -47,6 +49,14 @@ MIXED = (
     "SanaPipeline",
     "SanaPAGPipeline",
     "SanaSprintPipeline",
+)
+# Where it fails on two plain prompts without pictures, though it can do without them, or none of the command line's files would do
+PICTURED = (
+    "BriaFiboEditPipeline",
+    "Cosmos2_5_PredictBasePipeline",
+    "VisualClozeGenerationPipeline",
+    "VisualClozePipeline",
+    "WanVACEPipeline",
 )
 
 
@@ -162,12 +172,10 @@ def one_layout(pipe, name, degrees, changes):
 
 
 def without_pictures(pipe, name, degrees, changes):
-    """The same from text alone, where diffusers can."""
+    """The same from text alone; None where diffusers cannot."""
     text = changes | dict.fromkeys(argument for argument, value in default_call(name).items() if has_picture(value))
-    try:
-        called(pipe, name, text)
-    except Exception:
-        return 0, 0
+    if name in PICTURED or any(needed(read_call(name))):
+        return None
     return one_layout(pipe, name, degrees, text)
 
 
@@ -186,6 +194,6 @@ def error(out, wanted):
 @pytest.mark.parametrize("name", NAMES)
 def test_two_ranks_make_what_one_makes(ranks, tmp_path, name):
     results, _ = ranks(2, compared, name, ((2, 1), (1, 2))[NAMES.index(name) % 2], str(tmp_path))
-    for given, result in results:
+    for given, result in filter(None, results):
         assert given <= 1e-5
         assert result <= 1e-4

@@ -14,6 +14,7 @@ from PIL import Image
 from tiny_pipelines import default_call
 
 from dit_usp import ParallelConfig, UnsupportedError, auto_pipeline, pipelines
+from dit_usp.cli.model import find_model
 
 PIXART, SD3, FLUX = "PixArtAlphaPipeline", "StableDiffusion3Pipeline", "FluxPipeline"
 SAME = "give every rank the same arguments."
@@ -205,3 +206,13 @@ def test_a_pipeline_without_a_usp_class(tmp_path):
         auto_pipeline(tmp_path)
     with pytest.raises(AttributeError, match="has no attribute 'USPStableDiffusionXLPipeline'"):
         _ = pipelines.USPStableDiffusionXLPipeline
+
+
+@pytest.mark.parametrize("file", ["model_index.json", "modular_model_index.json"])
+def test_a_modular_pipeline(tmp_path, file):
+    (tmp_path / file).write_text('{"_class_name": "Flux3ModularPipeline"}')
+    text = "Flux3ModularPipeline{} is a modular pipeline; call parallelize(pipe.transformer, mesh) on every rank."
+    with pytest.raises(UnsupportedError, match=re.escape(text.format(f" at {tmp_path}"))):
+        auto_pipeline(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(f"--model {tmp_path}: {text.format('')}")):
+        find_model(str(tmp_path))

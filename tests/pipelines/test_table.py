@@ -9,8 +9,9 @@ from pathlib import Path
 import diffusers
 import pytest
 
+from dit_usp.cli.models import transformers
 from dit_usp.models import PLANS
-from dit_usp.pipelines.table import NAMES, PIPELINES
+from dit_usp.pipelines.table import MODULAR, NAMES, PIPELINES
 
 ROOT = Path(importlib.util.find_spec("diffusers").submodule_search_locations[0])
 MODELS = {plan.model for plan in PLANS}
@@ -42,6 +43,21 @@ def test_no_pipeline_is_missing(models_of):
 
 def test_each_is_listed_with_the_transformer_it_runs(models_of):
     assert [(model, name) for model, names in PIPELINES.items() for name in names if model not in models_of[name]] == []
+
+
+def test_models_that_only_modular_pipelines_run():
+    assert set(MODULAR) <= MODELS
+    assert all(issubclass(getattr(diffusers, name), diffusers.ModularPipeline) for name in MODULAR.values())
+    assert not set(MODULAR) & set(PIPELINES)
+
+
+def test_what_the_list_of_models_says():
+    rows = {row["transformer"]: row for row in transformers()}
+    assert [rows[f"{name}Model"]["data"] for name in ("SD3Transformer2D", "ConsisIDTransformer3D", "SD3ControlNet")] == [True, False, False]
+    assert rows["WanTransformer3DModel"]["without_data"]["WanImageToVideoPipeline"] == "starts from a picture, a clip or a sound"
+    whole = ["QwenImage21Transformer2DModel", "Kandinsky6SRTransformer3DModel", "AnyFlowFARTransformer3DModel", "SanaWMTransformer3DModel"]
+    assert [name for name, row in rows.items() if not row["ulysses"] or not row["ring"]] == whole
+    assert {name: row["modular"] for name, row in rows.items() if row["modular"]} == MODULAR
 
 
 def test_the_table_loads_nothing():
