@@ -231,7 +231,8 @@ def run(request: Request, on_progress: OnProgress = lambda doing, done: None) ->
 
 def _carry_out(request: Request, ask: Callable[[str, dict[str, Any], int], Any]) -> list[str]:
     """Load, then one call a round; `ask(name, arguments, pictures done)` has the ranks do each."""
-    ask("load", {"model": request.model, "parallel": request.config, "device": request.device, "dtype": request.dtype, "options": request.speed}, 0)
+    model = {"model": request.model, "pipeline": request.pipeline, "dtype": request.dtype, "options": request.speed}
+    ask("load", {**model, "parallel": request.config, "device": request.device}, 0)
     files: list[str] = []
     done = 0
     for pictures in request.rounds():

@@ -15,7 +15,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import reduce
+from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from dit_usp.signature import Parameter
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 TENSORS = ".safetensors"
 NEEDS_PYAV = "PyAV, which is not installed: pip install 'dit-usp[video]'"
+_UNIT = 10.0  # milliseconds: GIF's
 PILLOWS = (".gif", ".webp", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")  # what pillow reads; other clips need PyAV
 
 
@@ -149,7 +152,8 @@ def _frames(path: Path, mode: str, frames: int | None) -> Iterator[Image]:
         import PIL.Image
 
         with PIL.Image.open(path) as image:
-            for number in range(min(getattr(image, "n_frames", 1), frames or 2**31)):
+            shown = (number for number, times in enumerate(_times(image)) for _ in range(times))
+            for number in islice(shown, frames):
                 image.seek(number)
                 yield _converted(image, mode)
     else:
@@ -160,6 +164,30 @@ def _frames(path: Path, mode: str, frames: int | None) -> Iterator[Image]:
                 if number == frames:
                     return
                 yield frame.to_image().rotate(frame.rotation, expand=True).convert(mode)
+
+
+def _delays(image: Any) -> list[float]:
+    """Milliseconds that each picture of an animation is shown; 0: it does not say."""
+    delays = []
+    for number in range(getattr(image, "n_frames", 1)):
+        image.seek(number)
+        image.load()  # webp tells only then
+        delays.append(image.info.get("duration") or 0)
+    return delays
+
+
+def _frame_time(image: Any, delays: list[float]) -> float:
+    """Milliseconds of one frame: as files written here tell, else of the shortest, which GIF rounds to whole hundredths of a second."""
+    with suppress(ValueError, KeyError, TypeError):
+        return 1000 / json.loads(image.info["comment"])["fps"]
+    return fmean(delay for delay in delays if delay < 2 * min(delays) and delay <= min(delays) + _UNIT) if min(delays) else 0.0
+
+
+def _times(image: Any) -> list[int]:
+    """How many frames each picture of an animation stands for: encoders keep one of those that are alike, and show it longer."""
+    delays = _delays(image)
+    one = _frame_time(image, delays)
+    return [max(1, round(delay / one)) if one else 1 for delay in delays]
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
@@ -177,9 +205,8 @@ def clip_fps(path: str | Path) -> float | None:
             import PIL.Image
 
             with PIL.Image.open(path) as image:
-                image.load()
-                duration = image.info.get("duration")
-            return 1000 / duration if duration else None
+                one = _frame_time(image, _delays(image))
+            return 1000 / one if one else None
         import av
 
         with av.open(path) as container:
@@ -203,7 +230,7 @@ def count_frames(path: str | Path) -> int:
             import PIL.Image
 
             with PIL.Image.open(path) as image:
-                return getattr(image, "n_frames", 1)
+                return sum(_times(image))
         import av
 
         with av.open(path) as container:

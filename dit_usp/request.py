@@ -68,6 +68,7 @@ class Request:
 
     Attributes:
         model: a hub id or a local folder.
+        pipeline: diffusers' class for it, if not the one that its model_index.json names.
         pictures: in the order they were asked for.
         call: arguments of the pipeline's call that all pictures share: what the user gave, nothing else; files to start from by their paths.
         told: what is recorded in every file beside the picture's own prompt, seed and size.
@@ -84,6 +85,7 @@ class Request:
 
     model: str
     pictures: tuple[Picture, ...]
+    pipeline: str | None = None
     call: Mapping[str, Any] = field(default_factory=dict)
     told: Mapping[str, Any] = field(default_factory=dict)
     config: ParallelConfig = field(default_factory=ParallelConfig)

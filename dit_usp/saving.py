@@ -25,6 +25,7 @@ Metadata = Mapping[str, Any]
 _PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _MOVIES = {".mp4": "mp4", ".webm": "webm"}  # by PyAV
 _ANIMATIONS = {".webp": "WEBP", ".gif": "GIF"}  # what pillow writes without a video codec
+_UNITS = {"WEBP": 1, "GIF": 10}  # milliseconds: how finely the formats tell times
 SUFFIXES: dict[str, dict[str, str]] = {"picture": _PICTURES, "clip": {**_MOVIES, **_ANIMATIONS}, "sound": {".wav": "wav"}}
 MAX_FPS = {**dict.fromkeys(_MOVIES, 240.0), **dict.fromkeys(_ANIMATIONS, 50.0)}  # viewers slow animations of less than 20 ms a picture down
 
@@ -118,8 +119,15 @@ def save_clip(clip: Clip | Sequence[Image], path: str | Path, metadata: Metadata
         return written(path, lambda temporary: formats.write_movie(clip, temporary, form, fps, told), overwrite=overwrite)
     options: dict[str, Any] = {"exif": _exif(told), "quality": 90} if form == "WEBP" else {"comment": _json(told).encode()}
     data = io.BytesIO()
-    first.save(data, form, save_all=True, append_images=list(clip.frames[1:]), duration=round(1000 / fps), loop=0, **options)
+    delays = _delays(len(clip.frames), fps, _UNITS[form])
+    first.save(data, form, save_all=True, append_images=list(clip.frames[1:]), duration=delays, loop=0, **options)
     return write_whole(data.getbuffer(), path, overwrite=overwrite)
+
+
+def _delays(frames: int, fps: float, unit: int) -> list[int]:
+    """Milliseconds that each frame is shown, in whole units that add up to the clip's length."""
+    ends = [round(number * 1000 / fps / unit) * unit for number in range(frames + 1)]
+    return [end - start for start, end in itertools.pairwise(ends)]
 
 
 def _save_sound(sound: Sound, target: Target) -> Path:

@@ -30,7 +30,10 @@ _EXPANDED_FPS = 24.0  # Wan 2.2 5B's, by its model card: the one Wan whose model
 DEFAULT_FPS = 8.0
 
 _CLASS = re.compile(rb"^class (\w+)\(", re.MULTILINE)
-_METHOD = re.compile(r"^    def __call__\(.*?(?=^    [@\w]|^(?:class|def|@)|\Z)", re.DOTALL | re.MULTILINE)
+_METHODS = {
+    name: re.compile(rf"^    def {name}\(.*?(?=^    [@\w]|^(?:class|def|@)|\Z)", re.DOTALL | re.MULTILINE) for name in ("__call__", "__init__")
+}
+_OPTIONAL = re.compile(r"^    _optional_components = (\[[^\]]*\])", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def read_call(pipeline: str) -> Call:
         ValueError: the installed diffusers has no such pipeline, or none with a call of its own.
     """
     text = _file(pipeline)
-    body, function = _call(pipeline, text)
+    body, function = _method("__call__", pipeline, text)
     parameters, nodes = dict(_parameters(function.args)), list(ast.walk(function))
     size = re.search(r"self\.default_sample_size = (\d+)", text)
     return Call(
@@ -124,6 +127,17 @@ def read_call(pipeline: str) -> Call:
         rounds_up=re.search(r"if num_frames % \S+ != 1", body) is not None,
         sample_size=int(size[1]) if size else None,
     )
+
+
+@lru_cache
+def read_components(pipeline: str) -> dict[str, bool]:
+    """What the diffusers class `pipeline` is made of, its settings too, and whether it cannot do without each."""
+    text = _file(pipeline)
+    _, function = _method("__init__", pipeline, text)
+    body = text[text.index(f"\nclass {pipeline}(") + 1 :]
+    listed = _OPTIONAL.search(body.split("\nclass ")[0])
+    optional = ast.literal_eval(listed[1]) if listed else []
+    return {name: parameter.required and name not in optional for name, parameter in _parameters(function.args)}
 
 
 def _file(pipeline: str) -> str:
@@ -142,10 +156,10 @@ def _files() -> dict[str, Path]:
     return {name.decode(): path for path in files for name in _CLASS.findall(path.read_bytes())}
 
 
-def _call(pipeline: str, text: str) -> tuple[str, ast.FunctionDef]:
-    """Its `__call__`, as text and parsed: the lines up to the next method, which parse ten times as fast as the file."""
+def _method(name: str, pipeline: str, text: str) -> tuple[str, ast.FunctionDef]:
+    """Its method `name`, as text and parsed: the lines up to the next method, which parse ten times as fast as the file."""
     start = text.index(f"\nclass {pipeline}(") + 1
-    method = _METHOD.search(text, start)
+    method = _METHODS[name].search(text, start)
     if method is None or "\nclass " in text[start : method.start()]:
         raise ValueError(f"{pipeline} of the installed diffusers has no call of its own.")
     (node,) = ast.parse("class _:\n" + method[0]).body

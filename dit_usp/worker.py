@@ -32,17 +32,28 @@ class Worker:
         self.is_first = True
 
     def load(
-        self, model: str, parallel: ParallelConfig | None, device: str | None, dtype: Any, options: Mapping[str, Any]
+        self,
+        model: str,
+        parallel: ParallelConfig | None,
+        device: str | None,
+        dtype: Any,
+        options: Mapping[str, Any],
+        pipeline: str | None = None,
     ) -> tuple[ParallelConfig, str]:
-        """Load `model` on this rank; `options` go to from_pretrained. Its layout, and the name of diffusers' class."""
+        """Load `model` on this rank, by default in the pipeline that it names itself; `options` go to from_pretrained.
+
+        Returns:
+            Its layout, and the name of diffusers' class.
+        """
         self.report("load")
         if os.path.isdir(model) and not set(options) - {"compile", "graph"}:
             os.environ.setdefault("HF_HUB_OFFLINE", "1")  # all there is to load is here
         settings = {name: value for name, value in (("device_map", device), ("dtype", _torch_dtype(dtype))) if value is not None}
         with _uncollected():
-            from dit_usp.pipelines import auto_pipeline
+            from dit_usp import pipelines
 
-            self.pipe = auto_pipeline(model, parallel=parallel, on_stage=self.report, on_step=self._on_step, **settings, **options)
+            load = getattr(pipelines, f"USP{pipeline}").from_pretrained if pipeline else pipelines.auto_pipeline
+            self.pipe = load(model, parallel=parallel, on_stage=self.report, on_step=self._on_step, **settings, **options)
         self.is_first = self.pipe.mesh.is_first
         if not self.shows_progress:
             self.pipe.set_progress_bar_config(disable=True)

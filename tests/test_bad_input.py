@@ -49,6 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.effect_noise((64, 64), 50).save(tmp_path / "whole.png")
     (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
     (tmp_path / "other.safetensors").write_bytes(formats.tensors({"a": torch.zeros(1), "b": torch.zeros(1)}, {}))
+    (tmp_path / "latents.safetensors").write_bytes(formats.tensors({"latents": torch.zeros(1)}, {}))
     (tmp_path / "long.txt").write_text("zqk " * 17000)
     return tmp_path
 
@@ -170,7 +171,17 @@ CASES: dict[str, str] = {
     f"x --model {FLUX} --set ip_adapter_image=two.txt": "--set ip_adapter_image=two.txt cannot be read: it is in no known format.",
     # files to start from
     "x --image photo.png": "--image: PixArtAlphaPipeline has no such input; it starts from text alone.",
-    f"x --model {IMG2IMG} --image photo.png --mask photo.png": f"--mask: {IMG2IMG} has no such input; it takes --image.",
+    f"x --model {IMG2IMG} --audio photo.png": f"--audio: {IMG2IMG} has no such input; it takes --image.",
+    f"x --model {QWEN} --control-image photo.png": f"--control-image: {QWEN} has no such input; QwenImageControlNetPipeline has, "
+    f"but needs scheduler, text_encoder, tokenizer, controlnet, which {QWEN} does not have.",
+    f"x --model {FLUX} --pipeline FluxImgToImgPipeline": "--pipeline FluxImgToImgPipeline: none of that name runs FluxTransformer2DModel; "
+    "the nearest that do: FluxImg2ImgPipeline, FluxControlImg2ImgPipeline, FluxPipeline.",
+    f"x --model {QWEN} --pipeline QwenImageControlNetPipeline": "--pipeline QwenImageControlNetPipeline needs scheduler, text_encoder, tokenizer, "
+    f"controlnet, which {QWEN} does not have.",
+    f"x --model {FLUX} --set latents=latents.safetensors --images 2": "--set latents=latents.safetensors is for one picture, but 2 are asked for; "
+    "make them one by one.",
+    f"x --model {FLUX} --set ip_adapter_image=photo.png --images 2 --data 2": "--data 2 cannot deal out given pictures, clips or sounds; "
+    "use --ulysses 2 or --ring 2, or leave it out.",
     f"x --model {IMG2IMG}": f"{IMG2IMG} needs --image.",
     f"x --model {INPAINT}": f"{INPAINT} needs --image and --mask.",
     f"x --model {INPAINT} --image photo.png": f"{INPAINT} needs --mask.",

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,14 +25,15 @@ from dit_usp.formats import Sound, wav
 from dit_usp.media import Clip
 from dit_usp.request import Request
 from dit_usp.saving import read_metadata
-from dit_usp.signature import read_call
+from dit_usp.signature import read_call, read_components
 from dit_usp.status import Doing
 from dit_usp.supervise import RankError
+from dit_usp.worker import Worker
 
 OPTIONS = {
-    "generate": "-o --output --model --nproc --ulysses --ring --cfg --data --ring-method --seed --steps --guidance --height --width --frames --fps "
-    "--duration --image --mask --video --control-image --last-image --audio "
-    "--negative --dtype --device --images --prompts --set --print-plan --overwrite --compile --graph --debug",
+    "generate": "-o --output --model --pipeline --nproc --ulysses --ring --cfg --data --ring-method --seed --steps --guidance --height --width --frames "
+    "--fps --duration --image --mask --video --control-image --last-image --audio --negative --dtype --device --images --prompts --set "
+    "--print-plan --overwrite --compile --graph --debug",
     "models": "--json",
     "bench": "--share --ulysses --ring --cfg --ring-method --mode --baseline --layers --dtype --runs --profile --json --plot",
     "show": "--json",
@@ -174,6 +176,70 @@ def test_files_get_the_names_that_the_call_has_for_them(
     Path("d.wav").write_bytes(wav(Sound(np.zeros(800), 8000), {}))
     assert generate("x", "--model", str(write_folder(tmp_path, pipeline)), "-o", "out.safetensors", *arguments.split()) == 0
     assert requests[0].call == call | {"output_type": "latent"}
+
+
+PARTS = {name: ["transformers", "Part"] for name in ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")}
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "arguments", "used", "changes"),
+    [
+        ("FluxPipeline", "--image a.png", "FluxImg2ImgPipeline", {}),
+        ("FluxPipeline", "--image a.png --mask a.png", "FluxInpaintPipeline", {}),
+        ("FluxImg2ImgPipeline", "--image a.png --mask a.png", "FluxInpaintPipeline", {}),
+        ("WanPipeline", "--video c.gif", "WanVideoToVideoPipeline", {}),
+        ("WanPipeline", "--image a.png", "WanImageToVideoPipeline", {"expand_timesteps": True}),
+    ],
+)
+def test_a_pipeline_for_the_same_weights_takes_what_is_given(
+    requests: list[Request], tmp_path: Path, capsys: pytest.CaptureFixture[str], pipeline: str, arguments: str, used: str, changes: dict[str, Any]
+) -> None:
+    Image.new("RGB", (16, 16)).save("a.png")
+    Image.new("RGB", (16, 16)).save("c.gif")
+    folder = whole_folder(tmp_path, pipeline, **changes)
+    assert generate("x", "--model", folder, *arguments.split()) == 0
+    assert requests[0].pipeline == requests[0].told["pipeline"] == used
+    assert f"{used}, since --{arguments[2:7]}" in capsys.readouterr().err
+
+
+def whole_folder(folder: Path, pipeline: str, **changes: Any) -> str:
+    """With every part that diffusers' pipelines of that transformer need."""
+    written = write_folder(folder, pipeline, **{name: entry for name, entry in PARTS.items() if name in read_components(pipeline)}, **changes)
+    for name in PARTS:
+        (written / name).mkdir(exist_ok=True)
+    return str(written)
+
+
+def test_weights_that_a_pipeline_would_leave_out_are_not_given_to_it(
+    requests: list[Request], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wan 2.2 has two transformers, WanVideoToVideoPipeline one."""
+    Image.new("RGB", (16, 16)).save("c.gif")
+    folder = whole_folder(tmp_path, "WanPipeline", transformer_2=["diffusers", "WanTransformer3DModel"])
+    (Path(folder) / "transformer_2").mkdir()
+    assert generate("x", "--model", folder, "--video", "c.gif") == 2
+    assert "for weights of its own" in capsys.readouterr().err
+
+
+def test_the_pipeline_that_is_asked_for_is_taken(requests: list[Request], tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16)).save("a.png")
+    folder = whole_folder(tmp_path, "FluxPipeline")
+    assert generate("x", "--model", folder, "--image", "a.png", "--pipeline", "FluxKontextPipeline") == 0
+    assert generate("x", "--model", folder, "--pipeline", "FluxPipeline") == 0
+    assert [request.pipeline for request in requests] == ["FluxKontextPipeline", None]
+
+
+def test_a_rank_loads_the_pipeline_that_the_request_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+
+    class Stand:
+        def __getattr__(self, name: str) -> Any:
+            return SimpleNamespace(from_pretrained=lambda *args, **options: loaded.append(name) or pipe)
+
+    pipe = type("USPFluxPipeline", (), {"mesh": SimpleNamespace(is_first=True, config=None), "set_progress_bar_config": lambda self, disable: None})()
+    monkeypatch.setattr("dit_usp.pipelines", Stand())
+    Worker(None).load("m", None, None, None, {}, "FluxImg2ImgPipeline")
+    assert loaded == ["USPFluxImg2ImgPipeline"]
 
 
 def test_what_needs_no_text_is_asked_for_none(requests: list[Request], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from dit_usp.config import ParallelConfig
+from dit_usp.media import _delays, clip_fps, count_frames, read_clip
 from dit_usp.request import MAX_SEED, Picture, Request
 from dit_usp.saving import Target, read_metadata, remove_unfinished, save, save_clip, save_image, write_whole
 
@@ -52,6 +53,20 @@ def test_metadata_of_clips_comes_back(tmp_path: Path, suffix: str) -> None:
         image.seek(1)
         image.load()  # webp tells the duration of frames that it has decoded
         assert image.info["duration"] == 100
+
+
+@pytest.mark.parametrize("suffix", ["webp", "gif"])
+@pytest.mark.parametrize("fps", [16, 24, 30, 40, 50])
+def test_animations_last_as_long_as_their_clip_and_come_back_whole(tmp_path: Path, suffix: str, fps: float) -> None:
+    """Encoders keep one of the pictures that are alike; formats tell times in whole hundredths or thousandths of a second."""
+    colours = [1, 1, 1, 2, 3, 4, 4, 5, *[6] * 20, 7]
+    path = save([Image.new("RGB", (16, 16), (9 * colour, 0, 0)) for colour in colours], Target(str(tmp_path / f"a.{suffix}"), TOLD, fps=fps))
+    frames = [frame.getpixel((5, 5))[0] for frame in read_clip(path)]
+    assert [round(red / 9) for red in frames] == colours
+    assert count_frames(path) == len(colours)
+    assert clip_fps(path) == pytest.approx(fps, rel=0.02)
+    with Image.open(path) as image:
+        assert sum(_delays(image)) == pytest.approx(1000 * len(colours) / fps, abs=5)
 
 
 def test_options_go_to_the_format(tmp_path: Path) -> None:

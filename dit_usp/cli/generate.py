@@ -26,6 +26,7 @@ class Options:
     prompt: tuple[str, ...]
     output: str | None
     model: str
+    pipeline: str | None
     nproc: int | None
     ulysses: int | None
     ring: int | None
@@ -60,7 +61,7 @@ class Options:
 
 
 _SECTIONS = {
-    "What": ("model", "negative", "steps", "guidance", "seed", "images", "prompts", "settings"),
+    "What": ("model", "pipeline", "negative", "steps", "guidance", "seed", "images", "prompts", "settings"),
     "Size": ("height", "width", "frames", "fps", "duration"),
     "Start from": ("image", "mask", "video", "control_image", "last_image", "audio"),
     "Files": ("output", "overwrite"),
@@ -72,6 +73,7 @@ _SECTIONS = {
 @click.argument("prompt", nargs=-1, metavar="PROMPT")
 @click.option("-o", "--output", metavar="FILE", help="Its suffix is the format; or a folder. Default: named after the prompt.")
 @click.option("--model", default="emoji-pixart-256", metavar="MODEL", help="A hub id, a local diffusers folder, or a model that comes with dit-usp.")
+@click.option("--pipeline", metavar="NAME", help="diffusers' class. Default: the model's, or the one for its weights that starts from what is given.")
 @click.option("--nproc", type=int, metavar="N", help="Ranks, laid out by what suits the model. Default: one a GPU, or one.")
 @click.option("--ulysses", type=int, metavar="N", help="Ranks that trade heads for tokens.")
 @click.option("--ring", type=int, metavar="N", help="Ranks that pass keys and values on.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +78,17 @@ def read_inputs(options: Options, model: Model) -> Inputs:
     """
     if model.pipeline in FROM_PYTHON:
         raise ValueError(f"{model.pipeline} starts from a table of example pictures; call it from Python.")
+    call: dict[str, Any] = {}
+    for option, paths in given_files(options).items():
+        argument = argument_of(option, model)
+        _check(option, paths, argument, model)
+        _add(call, option, paths, argument, model)
+    taken = {name: option for option in reversed(_ARGUMENTS) if (name := _first(option, model))}
+    return Inputs(call, taken, options.video, bool(options.image or options.control_image))
+
+
+def given_files(options: Options) -> dict[str, Sequence[str]]:
+    """The files that each option names, of those that are given."""
     given = {
         "--image": options.image,
         "--mask": (options.mask,) if options.mask else (),
@@ -86,14 +97,18 @@ def read_inputs(options: Options, model: Model) -> Inputs:
         "--last-image": (options.last_image,) if options.last_image else (),
         "--audio": (options.audio,) if options.audio else (),
     }
-    call: dict[str, Any] = {}
-    for option, paths in given.items():
-        if paths:
-            argument = argument_of(option, model)
-            _check(option, paths, argument, model)
-            _add(call, option, paths, argument, model)
-    taken = {name: option for option in reversed(_ARGUMENTS) if (name := _first(option, model))}
-    return Inputs(call, taken, options.video, bool(options.image or options.control_image))
+    return {option: paths for option, paths in given.items() if paths}
+
+
+def takes(model: Model, given: Collection[str]) -> bool:
+    """Whether the pipeline has an argument for each of these options."""
+    return all(_first(option, model) for option in given)
+
+
+def serves(model: Model, given: Collection[str]) -> bool:
+    """Whether it also needs nothing else."""
+    arguments = [_first(option, model) for option in given]
+    return takes(model, given) and all(any(name in arguments for name in names) for names in needed(model.call))
 
 
 def argument_of(option: str, model: Model) -> str:

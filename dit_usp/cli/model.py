@@ -145,7 +145,7 @@ def _model(name: str, source: str, folder: Path | None, read: Read) -> Model:
     if folder is not None:
         _check_components(name, folder, index, part)
     transformer = read(f"{part}/config.json")
-    vae, scheduler = (read(f"{other}/{file}") if _is_there(index.get(other)) else {} for other, file in _OTHERS.items())
+    vae, scheduler = (read(f"{other}/{file}") if is_there(index.get(other)) else {} for other, file in _OTHERS.items())
     return Model(name, source, folder, index, part, transformer, vae, scheduler, suited(source))
 
 
@@ -159,14 +159,14 @@ def _index(read: Read) -> dict[str, Any]:
         raise
 
 
-def _is_there(entry: Any) -> bool:
+def is_there(entry: Any) -> bool:
     """Whether an entry of model_index.json names a component: ["diffusers", "AutoencoderKL"], and not [null, null]."""
     return isinstance(entry, list) and len(entry) == 2 and all(entry)
 
 
 def _check_pipeline(name: str, index: Mapping[str, Any]) -> str:
     """The name of the transformer that is sharded."""
-    pipeline, part = index.get("_class_name"), next((part for part in _TRANSFORMERS if _is_there(index.get(part))), None)
+    pipeline, part = index.get("_class_name"), next((part for part in _TRANSFORMERS if is_there(index.get(part))), None)
     if isinstance(pipeline, str) and pipeline.endswith("ModularPipeline"):
         raise ValueError(f"--model {name}: {pipeline} {BY_HAND}.")
     if isinstance(pipeline, str) and pipeline not in NAMES and "transformer" in index:
@@ -180,7 +180,7 @@ def _check_pipeline(name: str, index: Mapping[str, Any]) -> str:
 def _check_components(name: str, folder: Path, index: Mapping[str, Any], part: str) -> None:
     """Every part that model_index.json lists is there, and the transformer with weights: told now, not after a minute of loading."""
     for other, entry in index.items():
-        if _is_there(entry) and not (folder / other).is_dir():
+        if is_there(entry) and not (folder / other).is_dir():
             raise ValueError(f"--model {name}: its model_index.json lists {other}, but there is no folder {folder / other}.")
     if not any((folder / part).glob("diffusion_pytorch_model*.*")):
         raise ValueError(f"--model {name}: there are no weights in {folder / part} (diffusion_pytorch_model.safetensors).")

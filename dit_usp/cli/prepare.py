@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dit_usp import launch
-from dit_usp.cli import call, layout, outputs
+from dit_usp import launch, media
+from dit_usp.cli import call, layout, outputs, siblings
 from dit_usp.cli.clips import read_timing
 from dit_usp.cli.console import talks
 from dit_usp.cli.inputs import Inputs, read_inputs
@@ -46,7 +46,7 @@ def prepare(options: Options) -> Prepared:
     asked = _read_prompts(options)
     if options.images < 1:
         raise ValueError(f"--images {options.images} makes nothing; use 1 or more.")
-    model = find_model(options.model)
+    model, chosen = siblings.choose(options, named := find_model(options.model))
     asked = _for_pipeline(asked, model)
     device = _device(options.device)
     dtype = _dtype(options.dtype, device, model)
@@ -55,11 +55,13 @@ def prepare(options: Options) -> Prepared:
     arguments = call.arguments(options, model, inputs, timing)
     guidance = call.guidance(arguments, model)
     prompts, notes = call.read_prompts(asked, model)
-    config, reasons = layout.choose(options, model, device, guidance, len(asked) * options.images, bool(inputs.call))
+    config, reasons = layout.choose(options, model, device, guidance, len(asked) * options.images, _starts(arguments, model))
+    _check_latents(arguments, len(asked) * options.images, model)
     pictures = _pictures(options, model, asked, prompts, _frames(arguments, model))
     request = Request(
         model=model.source,
         pictures=pictures,
+        pipeline=model.pipeline if model.pipeline != named.pipeline else None,
         call=arguments | model.call.output_type(latents=Path(pictures[0].path).suffix.lower() == TENSORS),
         told=_told(model, arguments, device, dtype),
         config=config,
@@ -71,8 +73,22 @@ def prepare(options: Options) -> Prepared:
     )
     for picture in pictures:
         request.target(picture)  # has room for what it says
-    said = (*notes, *call.notes(options, model), *timing.notes, *_without_sound(pictures[0].path, model))
+    said = (*chosen, *notes, *call.notes(options, model), *timing.notes, *_without_sound(pictures[0].path, model))
     return Prepared(request, said, _plan(model, request, reasons, inputs))
+
+
+def _starts(arguments: Mapping[str, Any], model: Model) -> bool:
+    """Whether the results start from files."""
+    return any(media.form(model.pipeline, name) or _is_tensor(value) for name, value in arguments.items())
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, str) and value.endswith(TENSORS)
+
+
+def _check_latents(arguments: Mapping[str, Any], total: int, model: Model) -> None:
+    if total > 1 and _is_tensor(latents := arguments.get("latents")):
+        raise ValueError(f"--set latents={latents} is for one {model.call.kind}, but {total} are asked for; make them one by one.")
 
 
 def _check_text(options: Options) -> None:
