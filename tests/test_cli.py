@@ -31,8 +31,8 @@ from dit_usp.supervise import RankError
 from dit_usp.worker import Worker
 
 OPTIONS = {
-    "generate": "-o --output --model --pipeline --nproc --ulysses --ring --cfg --data --ring-method --seed --steps --guidance --height --width --frames "
-    "--fps --duration --image --mask --video --control-image --last-image --audio --negative --dtype --device --images --prompts --set "
+    "generate": "-o --output --model --pipeline --nproc --ulysses --ring --cfg --data --ring-method --seed --steps --guidance --height --width "
+    "--frames --fps --duration --image --mask --video --control-image --last-image --audio --negative --dtype --device --images --prompts --set "
     "--print-plan --overwrite --compile --graph --debug",
     "models": "--json",
     "bench": "--share --ulysses --ring --cfg --ring-method --mode --baseline --layers --dtype --runs --profile --json --plot",

@@ -55,6 +55,16 @@ def test_the_commands_have_the_options_shown():
         commands[name].make_context(name, arguments)  # refuses an option that is not there
 
 
+def test_every_option_of_generate_is_shown():
+    options = {option for parameter in generate.command.params for option in (*parameter.opts, *parameter.secondary_opts) if option.startswith("--")}
+    told = {
+        word
+        for page in (TEXT, *(path.read_text(encoding="utf-8") for path in (ROOT / "examples").glob("*.py")))
+        for word in re.findall(r"--[a-z-]+", page)
+    }
+    assert options - told - {"--output", "--graph"} == set()  # shown as -o and --no-graph
+
+
 def run_block(block, folder, *launcher):
     """Run Python from the page with the embedded model in place of the large one, which the tests do not download."""
     script = folder / "castle.py"
