@@ -1,8 +1,9 @@
 # mypy: disable-error-code="override, assignment, attr-defined"
 """One rank of many on its own: a process group whose peers are copies of this rank.
 
-Every collective moves as many bytes as it receives, within this device's memory, so that a step costs what one rank's share costs with
-communication that takes no time beyond that. What is computed from the peers' tokens is of course not the model's output.
+An exchange or a gather moves as many bytes as it receives, within this device's memory, in line with the kernels: a step costs what one rank's share
+costs with communication at the speed of memory and nothing of it hidden. Sums and broadcasts move nothing. What is computed from the peers'
+tokens is of course not the model's output.
 """
 
 from __future__ import annotations

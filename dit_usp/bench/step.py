@@ -18,15 +18,17 @@ import torch._dynamo
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dit_usp.bench import alone
 from dit_usp.bench.cases import CASES, Inputs, again, build
+from dit_usp.collectives import split_sizes
 from dit_usp.compiled import compile_blocks
 from dit_usp.config import ParallelConfig
 from dit_usp.graph import graph, graph_of, ungraph
 from dit_usp.inject import parallelize
 from dit_usp.mesh import init_mesh
 
-ATTENTION = ("flash", "fmha", "attention", "sdpa", "cudnn_generated")  # in the names of attention kernels
-COMMUNICATION = ("nccl", "c10d", "memcpy dtod")
+ATTENTION = ("flash", "fmha", "attention", "sdpa", "cudnn_generated")  # in the names of attention kernels, but not of inductor's
+COMMUNICATION = ("nccl", "c10d")
 logger = logging.getLogger(__name__)
 
 
@@ -63,7 +65,7 @@ class Result:
         ms: of each step.
         error: relative to the first variant's output; None where there is nothing to compare.
         first_s: of the first call, with its compilation.
-        peak_gib: memory at most in use during the runs.
+        held_gib: memory that the variant keeps beside the weights: its recording, and what torch has reserved for it.
         parts: ms of one step by kind of GPU work, and the gaps between.
         kernels: ms of one step in the GPU's kernels that take longest, by name.
         note: why it is not what was asked for.
@@ -74,7 +76,7 @@ class Result:
     ms: list[float] = field(default_factory=list)
     error: float | None = None
     first_s: float = 0.0
-    peak_gib: float = 0.0
+    held_gib: float = 0.0
     parts: dict[str, float] = field(default_factory=dict)
     kernels: dict[str, float] = field(default_factory=dict)
     note: str = ""
@@ -110,26 +112,28 @@ def measure(
     for index, variant in enumerate(variants):
         result = Result(name, str(variant))
         own = model if index == 0 else again(model, case, layers)
+        reserved = _reserved(device)
         try:
             start = time.perf_counter()
             own = _prepared(own, variant, device)
             output = _step(own, inputs)
             _wait(device)
-            result.first_s = time.perf_counter() - start
+            first_s = time.perf_counter() - start
             for _ in range(5):  # a graph is recorded at the third call and compared at the fourth
                 output = _step(own, inputs)
             _wait(device)
             if graphed := graph_of(own):
                 result.note = "; ".join(reason for reason in graphed.report() if reason != "replayed")
+            result.first_s, result.held_gib = first_s, _reserved(device) - reserved
         except Exception as error:  # a peer that does not run is a result too
             result.note = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             logger.debug("%s", variant, exc_info=True)
-            running.append(_Running(variant, own, inputs, result))
-            continue
-        if compare:
+        if _failed_anywhere(not result.first_s, device):
+            result.first_s, result.note = 0.0, result.note or "it failed on another rank"
+        running.append(_Running(variant, own, inputs, result))
+        if compare and result.first_s:
             expected = output.float() if expected is None else expected
             result.error = ((output.float() - expected).norm() / expected.norm()).item()
-        running.append(_Running(variant, own, inputs, result))
     _take_turns([one for one in running if one.result.first_s], runs, device)
     for one in running:
         if profile and one.result.ms and device.type == "cuda":
@@ -167,15 +171,10 @@ def _step(model: nn.Module, inputs: Inputs) -> Tensor:
 
 def _take_turns(running: Sequence[_Running], runs: int, device: torch.device) -> None:
     """A few steps of each, then again, so that a GPU that grows warm slows all alike."""
-    turns = 3 if runs >= 6 else 1
-    for _ in range(turns):
+    for size in split_sizes(runs, 3 if runs >= 6 else 1):
         for one in running:
             _step(one.model, one.inputs)
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
-            one.result.ms += [_timed(one, device) for _ in range(max(1, runs // turns))]
-            if device.type == "cuda":
-                one.result.peak_gib = torch.cuda.max_memory_allocated(device) / 2**30
+            one.result.ms += [_timed(one, device) for _ in range(size)]
 
 
 def _timed(one: _Running, device: torch.device) -> float:
@@ -194,6 +193,23 @@ def _timed(one: _Running, device: torch.device) -> float:
     end.record()
     _wait(device)
     return begin.elapsed_time(end)
+
+
+def _reserved(device: torch.device) -> float:
+    """GiB that torch holds of the GPU."""
+    if device.type != "cuda":
+        return 0.0
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved(device) / 2**30
+
+
+def _failed_anywhere(here: bool, device: torch.device) -> bool:
+    """Whether a variant failed on any rank: then none runs it, or the others would wait."""
+    if dist.get_world_size() == 1:
+        return here
+    failed = torch.tensor([float(here)], device=device)
+    dist.all_reduce(failed)
+    return bool(failed.item())
 
 
 def _wait(device: torch.device) -> None:
@@ -231,8 +247,11 @@ def _look(one: _Running) -> None:
 
 def _kind(kernel: str) -> str:
     name = kernel.lower()
-    if any(word in name for word in COMMUNICATION):
+    # A lone rank's copies stand for its exchanges.
+    if any(word in name for word in COMMUNICATION) or ("memcpy dtod" in name and dist.get_backend() == alone.NAME):
         return "communication"
+    if name.startswith("triton"):
+        return "other"
     return "attention" if any(word in name for word in ATTENTION) else "other"
 
 
@@ -282,6 +301,6 @@ def as_lines(results: Sequence[Result]) -> list[str]:
         error = "" if result.error is None else f"  error {result.error:.1e}"
         parts = "  " + ", ".join(f"{name} {ms:.1f}" for name, ms in result.parts.items()) if result.parts else ""
         note = f"  [{result.note}]" if result.note else ""
-        extra = f"  first {result.first_s:.0f} s, {result.peak_gib:.1f} GiB"
+        extra = f"  first {result.first_s:.0f} s, {result.held_gib:+.1f} GiB"
         lines.append(f"{result.case:14} {result.variant:66} {spread:34} {result.median / base:6.3f}x{error}{extra}{parts}{note}")
     return lines

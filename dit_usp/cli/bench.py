@@ -105,7 +105,7 @@ def _variants(ranks: int, guided: bool, options: dict[str, Any]) -> list[Variant
     layouts = _layouts(ranks, guided, options)
     variants = []
     for baseline in options["baselines"] or ("diffusers",):
-        peers = [layout for layout in layouts if (layout.cfg_degree == 1 and layout.ring_method == "gather") or layout.ring_degree == 1]
+        peers = [layout for layout in layouts if layout.cfg_degree == 1 and (layout.ring_degree == 1 or layout.ring_method == "gather")]
         for layout in peers if "parallel" in baseline else [None]:
             variants.append(Variant(layout, peer=layout is not None, compile=baseline.endswith("compile")))
     for mode in options["modes"] or ("eager",):
