@@ -104,12 +104,20 @@ class USPPipelineMixin(DiffusionPipeline):
         return pipe.to(mesh.device).parallelize(mesh)
 
     @classmethod
-    def from_pipe(cls, pipeline: Any, *, parallel: ParallelConfig | None = None, **options: Any) -> Any:
+    def from_pipe(
+        cls,
+        pipeline: Any,
+        *,
+        parallel: ParallelConfig | None = None,
+        compile: Literal["blocks"] | None = None,
+        graph: When = "auto",
+        **options: Any,
+    ) -> Any:
         """This class with the components of another pipeline, which it shares: `pipeline`'s transformer is parallelized as well.
 
         Args:
             pipeline: any diffusers pipeline; a USP one hands on its ranks.
-            parallel: the degrees, unless `pipeline` has some already.
+            parallel, compile, graph: as in from_pretrained, unless `pipeline` is shared already: then they are its own.
             options: diffusers' own, but without `dtype` the components keep theirs (diffusers turns them into float32).
 
         Raises:
@@ -118,6 +126,7 @@ class USPPipelineMixin(DiffusionPipeline):
         options.setdefault("dtype", options.pop("torch_dtype", _UNCHANGED))
         pipe: Any = super().from_pipe(pipeline, **options)
         if not (isinstance(pipeline, USPPipelineMixin) and pipeline.mesh):
+            pipe._compile, pipe._graph = compile, graph
             return pipe._join(parallel, None)
         if parallel not in (None, pipeline.mesh.config):
             raise ValueError(f"this {type(pipeline).__name__} is shared by {pipeline.mesh.config} already, not by {parallel}.")
@@ -259,7 +268,7 @@ class USPPipelineMixin(DiffusionPipeline):
         self.on_stage("encode")
         for part in sharded_parts(self):
             if graphed := graph_of(part):
-                graphed.refresh()
+                graphed.begin(paused="a callback may change the model between its steps" if arguments.get("callback_on_step_end") else "")
         with ExitStack() as stack:
             for inner in vars(self).values():  # VisualCloze is two pipelines of the same models
                 if isinstance(inner, DiffusionPipeline):
