@@ -93,10 +93,21 @@ class RowsOfBatch(TorchFunctionMode):
     @contextmanager
     def paused_in(self, models: Sequence[nn.Module]) -> Iterator[None]:
         """The models run outside: a mode would break their compiled graphs."""
+        inside: list[bool] = []  # a hook before ours may refuse the call; the one after it is called all the same
+
+        def leave(*_: Any) -> None:
+            self.__exit__(None, None, None)
+            inside.append(True)
+
+        def enter_again(*_: Any) -> None:
+            if inside:
+                inside.pop()
+                self.__enter__()
+
         with ExitStack() as hooks:
             for model in models:
-                hooks.callback(model.register_forward_pre_hook(lambda *_: self.__exit__(None, None, None), prepend=True).remove)
-                hooks.callback(model.register_forward_hook(lambda *_: self.__enter__() and None, always_call=True).remove)
+                hooks.callback(model.register_forward_pre_hook(leave, prepend=True).remove)
+                hooks.callback(model.register_forward_hook(enter_again, always_call=True).remove)
             yield
 
 
