@@ -27,12 +27,16 @@ def compiled_model(name, config, backend):
 
 
 @pytest.mark.parametrize(
-    "config", [ParallelConfig(2), ParallelConfig(1, 2), ParallelConfig(1, 2, ring_method="gather"), ParallelConfig(cfg_degree=2)], ids=str
+    ("name", "config"),
+    [
+        *(("pixart", config) for config in (ParallelConfig(2), ParallelConfig(1, 2), ParallelConfig(cfg_degree=2))),
+        *(("flux", config) for config in (ParallelConfig(2), ParallelConfig(1, 2), ParallelConfig(1, 2, ring_method="gather"))),
+        ("sd35", ParallelConfig(2)),
+        ("cogvideox", ParallelConfig(1, 2, ring_method="gather")),
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize("name", ["pixart", "sd35", "flux", "cogvideox"])
 def test_whole_models_compile_without_a_graph_break(ranks, name, config):
-    if config.cfg_degree == 2 and name == "flux":
-        pytest.skip("FLUX has no guidance batch to halve")
     assert max(ranks(2, compiled_model, name, config, "aot_eager")) <= 1e-5
 
 

@@ -14,7 +14,7 @@ LAYOUTS = {
     4: [(2, 2), (2, 1, 2), (1, 2, 2), (1, 1, 2, 2), (2, 1, 1, 2)],
 }
 # Thoroughly these; test_every_pipeline has all of them
-FROM_TEXT = ("DiTPipeline", "PixArtAlphaPipeline", "PixArtSigmaPipeline", "StableDiffusion3Pipeline", "FluxPipeline", "CogVideoXPipeline")
+FROM_TEXT = ("DiTPipeline", "PixArtSigmaPipeline", "StableDiffusion3Pipeline", "FluxPipeline", "CogVideoXPipeline")
 FROM_IMAGES = ("StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline")
 NAMES = FROM_TEXT + FROM_IMAGES
 
@@ -67,8 +67,9 @@ def test_pipelines_that_start_from_a_picture(ranks, folder, name):
         assert error(out, expected(name, folder(name))) <= 1e-5
 
 
-@pytest.mark.parametrize("name", FROM_TEXT)
-@pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
+@pytest.mark.parametrize(
+    ("name", "output_type"), [*((name, "pil") for name in FROM_TEXT), ("PixArtSigmaPipeline", "np"), ("StableDiffusion3Pipeline", "pt")]
+)
 def test_pictures_are_the_same(ranks, folder, name, output_type):
     """At most 2 of 255 steps of brightness apart."""
     changes = two(name) | {"output_type": output_type}
@@ -80,7 +81,7 @@ def test_pictures_are_the_same(ranks, folder, name, output_type):
     assert nothing is None
 
 
-@pytest.mark.parametrize("layout", [(1, 1, 1, 2), (1, 1, 1, 4), (1, 1, 2, 2)])
+@pytest.mark.parametrize("layout", [(1, 1, 1, 2), (1, 1, 1, 4)])
 @pytest.mark.parametrize("name", FROM_TEXT)
 @pytest.mark.parametrize("seeds", [5, [1, 2, 3]])
 def test_three_pictures_on_several_replicas(ranks, folder, name, seeds, layout):
