@@ -313,7 +313,7 @@ def _state(module: nn.Module) -> Any:
     parts = [*layers, *(processor for layer in layers if (processor := getattr(layer, "processor", None)) is not None)]
     places = tuple(tensor.data_ptr() for tensor in (*module.parameters(), *module.buffers()))
     settings = tuple(_frozen({name: value for name, value in getattr(part, "__dict__", {}).items() if name not in _TORCHS}) for part in parts)
-    return tuple(map(_Same, parts)), settings, places, _frozen(dict(getattr(module, "config", {})))
+    return parts, settings, places, _frozen(dict(getattr(module, "config", {})))  # the parts themselves: an id may be given to another
 
 
 def _stateful(module: nn.Module) -> str:
@@ -323,18 +323,6 @@ def _stateful(module: nn.Module) -> str:
         if hooks or hasattr(layer, "_hf_hook"):
             return f"it has hooks of its own ({', '.join(hooks) if hooks else 'offloading'})"
     return ""
-
-
-@dataclass(frozen=True, eq=False)
-class _Same:
-    """An object that equals itself alone; held, so that its id is not given to another."""
-
-    of: Any
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.of is other.of
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 def _frozen(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,7 @@ class Mesh:
         device: where this rank computes.
         ulysses, ring, cfg, data: the groups of the four axes.
         sequence: ring x ulysses, the ranks that share the tokens of a forward; rank = ring * ulysses_degree + ulysses.
+        asked: what its ranks have asked one another once.
     """
 
     config: ParallelConfig
@@ -32,6 +33,7 @@ class Mesh:
     sequence: dist.ProcessGroup
     cfg: dist.ProcessGroup
     data: dist.ProcessGroup
+    asked: set[str] = field(default_factory=set, init=False, compare=False, repr=False)
 
     @property
     def is_first(self) -> bool:

@@ -23,12 +23,13 @@ from dit_usp.mesh import Mesh
 from dit_usp.models import find_plan
 from dit_usp.pipelines import pixart
 from dit_usp.pipelines.agreement import check_arguments, check_first_step
-from dit_usp.pipelines.deal import PER_PROMPT, Share, blank, collect, deal
+from dit_usp.pipelines.deal import Share, blank, collect, deal
 from dit_usp.pipelines.layout import Part, check_layout, default_layout, fewest_heads, planned, without_cfg
 from dit_usp.pipelines.noise import RowsOfBatch, share_noise, swapped
 from dit_usp.pipelines.progress import StepBar
 from dit_usp.pipelines.table import NO_LATENTS, ONE_A_PROMPT
 from dit_usp.places import argument_names, by_name
+from dit_usp.signature import PER_PROMPT
 
 _HUB_OPTIONS = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision")
 _UNCHANGED = object()
@@ -97,10 +98,7 @@ class USPPipelineMixin(DiffusionPipeline):
         parallel = parallel or default_layout(_world_size(), cls._plain_name(), parts, cls._is_guided())
         check_layout(parallel, cls._plain_name(), parts)
         mesh = launch.join(parallel, device_type)
-        options.setdefault("dtype", options.pop("torch_dtype", torch.float32))
-        pipe: Any = super().from_pretrained(pretrained_model_name_or_path, **options)
-        pipe.on_stage, pipe.on_step = on_stage or cls.on_stage, on_step or cls.on_step
-        pipe._compile, pipe._graph = compile, graph
+        pipe = cls._read(super().from_pretrained, pretrained_model_name_or_path, options, on_stage, on_step, compile, graph)
         return pipe.to(mesh.device).parallelize(mesh)
 
     @classmethod
@@ -139,26 +137,30 @@ class USPPipelineMixin(DiffusionPipeline):
         return pipe.parallelize(pipeline.mesh)
 
     @classmethod
-    def _from_single_file(
+    def _from_single_file(cls, pretrained_model_link_or_path: Any, *, parallel: ParallelConfig | None = None, **options: Any) -> Any:
+        """diffusers' from_single_file, on every rank; the other options and the errors are those of from_pretrained, told after the file is read."""
+        ours = {name: options.pop(name) for name in ("on_stage", "on_step", "compile", "graph") if name in options}
+        (ours.get("on_stage") or cls.on_stage)("load")
+        device_type = _device_type(options.pop("device_map", None))
+        return cls._read(super().from_single_file, pretrained_model_link_or_path, options, **ours)._join(parallel, device_type)
+
+    @classmethod
+    def _read(
         cls,
-        pretrained_model_link_or_path: Any,
-        *,
-        parallel: ParallelConfig | None = None,
+        load: Callable[..., Any],
+        path: Any,
+        options: dict[str, Any],
         on_stage: Callable[[str], Any] | None = None,
         on_step: Callable[[int, int], Any] | None = None,
         compile: Literal["blocks"] | None = None,
         graph: When = "auto",
-        **options: Any,
     ) -> Any:
-        """diffusers' from_single_file, on every rank; the other options and the errors are those of from_pretrained, told after the file is read."""
-        if on_stage:
-            on_stage("load")
-        device_type = _device_type(options.pop("device_map", None))
+        """The pipeline that diffusers' `load` makes, with what from_pretrained is told beside diffusers' options."""
         options.setdefault("dtype", options.pop("torch_dtype", torch.float32))
-        pipe: Any = super().from_single_file(pretrained_model_link_or_path, **options)
+        pipe = load(path, **options)
         pipe.on_stage, pipe.on_step = on_stage or cls.on_stage, on_step or cls.on_step
         pipe._compile, pipe._graph = compile, graph
-        return pipe._join(parallel, device_type)
+        return pipe
 
     def _join(self, parallel: ParallelConfig | None, device_type: str | None) -> Any:
         """Move to this rank's device and share the calls over the ranks there are, by a layout that is picked unless one is asked for."""
@@ -194,8 +196,8 @@ class USPPipelineMixin(DiffusionPipeline):
     @classmethod
     def _is_guided(cls) -> bool:
         """Whether a call that says nothing of guidance has it: distilled models' pipelines have guidance_scale=1."""
-        known = inspect.signature(cls.__call__).parameters.get("guidance_scale")
-        return known is None or known.default is None or known.default > 1
+        scale = _default_guidance(cls.__call__)
+        return scale is None or scale > 1
 
     @classmethod
     def _saved_parts(cls, path: Any, options: Mapping[str, Any]) -> list[Part]:
@@ -295,8 +297,7 @@ class USPPipelineMixin(DiffusionPipeline):
 
     def _check_guidance(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
         assert self.mesh
-        known = inspect.signature(function).parameters.get("guidance_scale")
-        scale = arguments.get("guidance_scale", known.default if known else None)
+        scale = arguments.get("guidance_scale", _default_guidance(function))
         if self.mesh.cfg.size() > 1 and isinstance(scale, (int, float)) and scale <= 1:
             raise UnsupportedError(
                 f"cfg_degree=2 shares the two halves of guidance, which guidance_scale={scale} switches off. "
@@ -366,6 +367,12 @@ def _is_sharded(name: str, part: Any) -> bool:
 def described(pipe: DiffusionPipeline) -> list[Part]:
     """Class names and configs of the parts that are sharded."""
     return [(type(part).__name__, part.config) for part in sharded_parts(pipe)]
+
+
+def _default_guidance(function: Callable[..., Any]) -> Any:
+    """The guidance_scale of diffusers' call if nothing is said; None where there is none."""
+    known = inspect.signature(function).parameters.get("guidance_scale")
+    return known.default if known else None
 
 
 def _knows_latents(function: Callable[..., Any]) -> bool:

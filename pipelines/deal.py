@@ -16,8 +16,8 @@ from dit_usp.errors import UnsupportedError
 from dit_usp.mesh import Mesh
 from dit_usp.pipelines.agreement import gather_objects
 from dit_usp.places import change
+from dit_usp.signature import PER_PROMPT
 
-PER_PROMPT = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 # In the names of arguments that may be a list with an entry for each prompt
 _DEALT = ("prompt", "class_labels", "lyrics", "vocal_language", "audio_codes", "decode_timestep", "decode_noise_scale")
 _NOT_DEALT = ("system_prompt", "chi_prompt", "segments", "llama3", "cu_seqlens")  # but not in these: one for all, or in another order

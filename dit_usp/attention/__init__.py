@@ -6,7 +6,6 @@ Dimensions: B batch, L this rank's queries, N its Ulysses group's, S all keys, H
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -141,22 +140,18 @@ def _unsaid(queries: int, keys: int, lengths: Sequence[int] | None, kv_lengths: 
     return {"lengths": queries} if kv_lengths is not None else {"lengths": queries, "kv_lengths": keys}
 
 
-_COMPARED: WeakSet[Mesh] = WeakSet()  # meshes whose ranks have compared lengths that nobody said
-
-
 def _check_equal(mesh: Mesh, unsaid: dict[str, int]) -> None:
     """Refuse, alike on every rank, lengths that differ where the caller said nothing.
 
     Once a mesh: all ranks know whether they have asked, but not what lengths the others have. Through the group's store: no collective.
     """
-    if mesh.sequence.size() == 1 or not unsaid or torch.compiler.is_compiling() or mesh in _COMPARED:
+    if mesh.sequence.size() == 1 or not unsaid or torch.compiler.is_compiling() or "lengths" in mesh.asked:
         return
-    _COMPARED.add(mesh)
     held = told_by_store(tuple(unsaid.values()), mesh.sequence)
     for name, lengths in zip(unsaid, zip(*held, strict=True), strict=True):
         if len(set(lengths)) > 1:
-            _COMPARED.discard(mesh)
             raise ValueError(f"the ranks hold {', '.join(map(str, lengths))} tokens; pass {name}={lengths}, the same on every rank.")
+    mesh.asked.add("lengths")
 
 
 def _lengths(

@@ -126,6 +126,11 @@ CASES = {
 }  # fmt: skip
 
 
+def _model(case: Case, layers: int | None) -> nn.Module:
+    counts = {name: min(count, layers or count) for name, count in case.layers.items()}
+    return getattr(diffusers, case.model)(**case.config, **counts).eval().requires_grad_(False)
+
+
 def build(case: Case, layers: int | None, dtype: torch.dtype, device: torch.device) -> tuple[nn.Module, Inputs]:
     """The model, its weights drawn on the device alike on every rank and none of them zero, and its inputs.
 
@@ -134,13 +139,12 @@ def build(case: Case, layers: int | None, dtype: torch.dtype, device: torch.devi
     """
     generator = torch.Generator().manual_seed(1)
     inputs = case.inputs(lambda *shape: torch.randn(*shape, generator=generator).to(dtype))
-    counts = {name: min(count, layers or count) for name, count in case.layers.items()}
     torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            model = getattr(diffusers, case.model)(**case.config, **counts).eval().requires_grad_(False)
+            model = _model(case, layers)
     finally:
         torch.set_default_dtype(before)
     for parameter in model.parameters():
@@ -151,9 +155,8 @@ def build(case: Case, layers: int | None, dtype: torch.dtype, device: torch.devi
 
 def again(model: nn.Module, case: Case, layers: int | None) -> nn.Module:
     """Another module with the same weights, which it shares."""
-    counts = {name: min(count, layers or count) for name, count in case.layers.items()}
     with torch.device("meta"):
-        other = getattr(diffusers, case.model)(**case.config, **counts).eval().requires_grad_(False)
+        other = _model(case, layers)
     other.load_state_dict(model.state_dict(), assign=True)
     tables = dict(model.named_buffers())  # those that are not saved are lost on the meta device
     for name, _ in list(other.named_buffers()):
