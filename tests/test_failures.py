@@ -125,7 +125,7 @@ def test_kill_9_of_the_parent_takes_the_ranks_along(tmp_path, wish, stage):
 def test_kill_9_of_the_parent_before_the_ranks_have_started(tmp_path):
     job = Job(tmp_path)
     os.kill(job.process.pid, signal.SIGKILL)
-    until(lambda: not any(map(runs, job.pids)), JOB_LIMIT_S)
+    assert until(lambda: not any(map(runs, job.pids)), JOB_LIMIT_S)
 
 
 def test_kill_9_of_the_parent_ends_stopped_and_hanging_ranks_too(tmp_path, wish):
@@ -135,7 +135,7 @@ def test_kill_9_of_the_parent_ends_stopped_and_hanging_ranks_too(tmp_path, wish)
     os.kill(job.pids[1], signal.SIGSTOP)
     until(lambda: state(job.pids[1]) == "T", 5)
     os.kill(job.process.pid, signal.SIGKILL)
-    until(lambda: not any(map(runs, job.pids)), JOB_LIMIT_S)
+    assert until(lambda: not any(map(runs, job.pids)), JOB_LIMIT_S)
 
 
 @pytest.mark.parametrize("to_all", [True, False])

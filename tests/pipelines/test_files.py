@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from calls import shared
-from files import options, prepared, write_configs, write_files
+from files import options, prepared, write_configs
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_pipelines import build, default_call
 
-from dit_usp import launch, media
+from dit_usp import media
 from dit_usp.cli.model import find_model
 from dit_usp.cli.prepare import prepare
 from dit_usp.media import read_clip, read_sound
@@ -23,28 +23,17 @@ from dit_usp.saving import read_metadata
 from dit_usp.signature import FRAMES
 from dit_usp.worker import Worker
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("inputs")
-    write_files(path)
-    return path
+pytestmark = pytest.mark.usefixtures("one_process")
 
 
-@pytest.fixture(autouse=True)
-def one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(launch, "place", lambda: None)
-    monkeypatch.chdir(tmp_path)
-
-
-def made(name: str, folder: Path, **given: Any) -> list[str]:
+def made(name: str, inputs: Path, **given: Any) -> list[str]:
     """The files that the command line's request for `name` makes, in this process."""
     pipe = build(name, Path("parts"))
     model = find_model(str(write_configs(pipe, Path.cwd() / name)))
     worker = Worker(None)
     worker.pipe = pipe
     pipe.set_progress_bar_config(disable=True)
-    return carried_out(worker, prepared(model, folder, **given).request, name)
+    return carried_out(worker, prepared(model, inputs, **given).request, name)
 
 
 def carried_out(worker: Worker, request: Request, name: str) -> list[str]:
@@ -59,50 +48,50 @@ def carried_out(worker: Worker, request: Request, name: str) -> list[str]:
     )
 
 
-def test_a_picture_becomes_a_picture(folder: Path) -> None:
-    (path,) = made("FluxImg2ImgPipeline", folder, output="new/folder/made.png")
+def test_a_picture_becomes_a_picture(inputs: Path) -> None:
+    (path,) = made("FluxImg2ImgPipeline", inputs, output="new/folder/made.png")
     told = read_metadata(path)
     assert (path, told["image"], told["height"]) == (
         "new/folder/made.png",
-        str(folder / "picture.png"),
+        str(inputs / "picture.png"),
         default_call("FluxImg2ImgPipeline")["height"],
     )
 
 
-def test_layers_are_files_of_their_own(folder: Path) -> None:
-    paths = made("QwenImageLayeredPipeline", folder, output="owl.png")
+def test_layers_are_files_of_their_own(inputs: Path) -> None:
+    paths = made("QwenImageLayeredPipeline", inputs, output="owl.png")
     assert paths[:2] == ["owl-1.png", "owl-2.png"]
     assert {Image.open(path).mode for path in paths} == {"RGBA"}
 
 
-def test_a_clip_has_the_frames_asked_for(folder: Path) -> None:
+def test_a_clip_has_the_frames_asked_for(inputs: Path) -> None:
     """Wan's frames come as an array."""
-    (path,) = made("WanPipeline", folder, frames=11, output="a.mp4")
+    (path,) = made("WanPipeline", inputs, frames=11, output="a.mp4")
     told = read_metadata(path)
     assert (told["frames"], told["fps"]) == (9, 16)
     assert [frame.size for frame in read_clip(path)] == [(told["width"], told["height"])] * 9
 
 
-def test_a_clip_of_a_clip_is_cut_and_keeps_its_speed(folder: Path) -> None:
-    (path,) = made("WanVideoToVideoPipeline", folder, frames=6, output="a.webm")
+def test_a_clip_of_a_clip_is_cut_and_keeps_its_speed(inputs: Path) -> None:
+    (path,) = made("WanVideoToVideoPipeline", inputs, frames=6, output="a.webm")
     assert (len(read_clip(path)), read_metadata(path)["fps"]) == (5, 10)
 
 
-def test_one_frame_may_be_a_picture(folder: Path) -> None:
-    (path,) = made("WanPipeline", folder, frames=1, output="a.png")
+def test_one_frame_may_be_a_picture(inputs: Path) -> None:
+    (path,) = made("WanPipeline", inputs, frames=1, output="a.png")
     assert "frames" not in read_metadata(path)
 
 
-def test_a_mask_of_one_frame_is_every_frames(folder: Path) -> None:
-    black = folder / "black.png"
+def test_a_mask_of_one_frame_is_every_frames(inputs: Path) -> None:
+    black = inputs / "black.png"
     Image.new("L", (128, 96)).save(black)
-    (path,) = made("WanVACEPipeline", folder, video=str(folder / "clip.gif"), mask=str(black), output="a.webp")
+    (path,) = made("WanVACEPipeline", inputs, video=str(inputs / "clip.gif"), mask=str(black), output="a.webp")
     assert read_metadata(path)["frames"] == 9
 
 
-def test_first_and_last_pictures_are_conditions(folder: Path) -> None:
-    picture = str(folder / "picture.png")
-    (path,) = made("LTX2ConditionPipeline", folder, image=(picture,), last_image=picture, output="a.mp4")
+def test_first_and_last_pictures_are_conditions(inputs: Path) -> None:
+    picture = str(inputs / "picture.png")
+    (path,) = made("LTX2ConditionPipeline", inputs, image=(picture,), last_image=picture, output="a.mp4")
     told = read_metadata(path)
     assert told["conditions"] == [f"frames {picture} index 0", f"frames {picture} index -1"]
     assert told["sampling_rate"] == 24000
@@ -112,30 +101,30 @@ def test_first_and_last_pictures_are_conditions(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["StableAudioPipeline", "AceStepPipeline", "LongCatAudioDiTPipeline"])
-def test_a_sound_lasts_as_long_as_asked_for(folder: Path, name: str) -> None:
-    (path,) = made(name, folder, duration=1.5)
+def test_a_sound_lasts_as_long_as_asked_for(inputs: Path, name: str) -> None:
+    (path,) = made(name, inputs, duration=1.5)
     told = read_metadata(path)
     assert path.endswith(".wav")
     assert told["seconds"] == pytest.approx(1.5, abs=0.5)
 
 
 @pytest.mark.parametrize("name", ["FluxPipeline", "LTX2Pipeline", "SanaWMPipeline", "StableAudioPipeline"])
-def test_latents_are_kept_and_decoded_again(folder: Path, name: str) -> None:
-    (path,) = made(name, folder, output="a.safetensors")
+def test_latents_are_kept_and_decoded_again(inputs: Path, name: str) -> None:
+    (path,) = made(name, inputs, output="a.safetensors")
     held = load_file(path)
     assert held["latents"].std() > 0
     assert ("audio_latents" in held) == (name == "LTX2Pipeline")
     assert read_metadata(path)["seed"] == 1
 
 
-def test_latents_start_another_picture(folder: Path) -> None:
+def test_latents_start_another_picture(inputs: Path) -> None:
     """Given latents are the noise: the same picture comes from the seed that drew them."""
     torch.manual_seed(1)
     noise = torch.randn(1, 60, 16)
     from dit_usp.formats import tensors
 
     Path("noise.safetensors").write_bytes(tensors({"latents": noise}, {}))
-    (path,) = made("FluxPipeline", folder, settings=("latents=noise.safetensors",), output="a.png")
+    (path,) = made("FluxPipeline", inputs, settings=("latents=noise.safetensors",), output="a.png")
     pipe = build("FluxPipeline", Path("parts"))
     wanted = pipe(**default_call("FluxPipeline"), latents=noise).images[0]
     assert np.array_equal(np.asarray(Image.open(path)), np.asarray(wanted))
@@ -166,10 +155,10 @@ def on_a_rank(folder: str, request: Request) -> list[str]:
         return carried_out(worker, request, name)
 
 
-def test_every_rank_reads_and_the_first_one_writes(ranks: Any, folder: Path) -> None:
-    (alone,) = made("FluxImg2ImgPipeline", folder, output="alone.png")
+def test_every_rank_reads_and_the_first_one_writes(ranks: Any, inputs: Path) -> None:
+    (alone,) = made("FluxImg2ImgPipeline", inputs, output="alone.png")
     build("FluxImg2ImgPipeline", Path("parts")).save_pretrained("model")
-    request = prepared(find_model("model"), folder, output=str(Path.cwd() / "shared.png")).request
+    request = prepared(find_model("model"), inputs, output=str(Path.cwd() / "shared.png")).request
     (path,), nothing = ranks(2, on_a_rank, str(Path.cwd() / "model"), request)
     assert nothing == []
     difference = np.asarray(Image.open(path)).astype(int) - np.asarray(Image.open(alone)).astype(int)

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from files import prepared, write_configs, write_files
+from files import prepared, write_configs
 from tiny_pipelines import TINY, build
 
-from dit_usp import launch
 from dit_usp.cli import sizes
 from dit_usp.cli.inputs import FROM_PYTHON
 from dit_usp.cli.model import find_model
@@ -21,24 +20,14 @@ TEMPORAL = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_
 FIXED = ("LuminaPipeline", "Lumina2Pipeline", "BriaFiboPipeline", "BriaFiboEditPipeline", "BriaPipeline", "ErnieImagePipeline")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("inputs")
-    write_files(path)
-    return path
-
-
-@pytest.fixture(autouse=True)
-def one_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(launch, "place", lambda: None)
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("one_process")
 
 
 @pytest.mark.parametrize("name", sorted(set(TINY) - set(FROM_PYTHON)))
-def test_every_pipeline_has_a_plan(name: str, folder: Path, tmp_path: Path) -> None:
+def test_every_pipeline_has_a_plan(name: str, inputs: Path, tmp_path: Path) -> None:
     pipe = build(name, tmp_path / "parts")
     model = find_model(str(write_configs(pipe, tmp_path / name)))
-    made = prepared(model, folder)
+    made = prepared(model, inputs)
     assert f"by {name} of {model.name}" in made.plan[2]
     assert made.request.pictures[0].path.endswith({"picture": ".png", "clip": (".mp4", ".safetensors"), "sound": ".wav"}[model.call.kind])
     if model.call.kind != "sound" and name not in FIXED:
