@@ -18,13 +18,14 @@ import argparse
 import json
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
 import torch
-from diffusers import PixArtAlphaPipeline
+from diffusers import DiffusionPipeline, PixArtAlphaPipeline
 from emoji.captions import COLOURS, PLACES, SHIFTS
 from emoji.pictures import FILL, SMALL
 from emoji.thumbnails import Thumbnails
@@ -48,30 +49,40 @@ SHEET = (
 )
 
 
-class Painter:
-    """Draws prompts with one pipeline; picture i of a list has seed i."""
+class Artist:
+    """One pipeline at work on lists of prompts; result i of a list has seed i."""
+
+    kind: type[DiffusionPipeline]
 
     def __init__(self, model: Path, device: str, steps: int, guidance: float, batch: int) -> None:
         diffusers.logging.set_verbosity_error()
-        self.pipeline = PixArtAlphaPipeline.from_pretrained(model, dtype=torch.float32).to(device)
+        self.pipeline = self.kind.from_pretrained(model, dtype=torch.float32).to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         self.device, self.steps, self.guidance, self.batch = device, steps, guidance, batch
 
-    def draw(self, prompts: Sequence[str]) -> list[Image.Image]:
+    def outputs(self, prompts: Sequence[str], **call: Any) -> Iterator[Any]:
+        """The pipeline's output for each batch."""
         seeds = [torch.Generator(self.device).manual_seed(number) for number in range(len(prompts))]
-        images: list[Image.Image] = []
         for start in range(0, len(prompts), self.batch):
             part = slice(start, start + self.batch)
-            # 32 latents a side would ask for PixArt's own list of resolutions, which this model was not trained on
-            options = {"clean_caption": False, "use_resolution_binning": False}
-            call = {"num_inference_steps": self.steps, "guidance_scale": self.guidance, "generator": seeds[part], **options}
-            images += self.pipeline(list(prompts[part]), **call).images
-        return images
+            told = {"num_inference_steps": self.steps, "guidance_scale": self.guidance, "generator": seeds[part]}
+            yield self.pipeline(list(prompts[part]), **told, **call)
 
     def shuffle_words(self) -> None:
         """Shuffle the rows of the token embedding: the control."""
         rows = self.pipeline.text_encoder.get_input_embeddings().weight
         rows.data = rows.data[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).to(rows.device)]
+
+
+class Painter(Artist):
+    """Draws pictures."""
+
+    kind = PixArtAlphaPipeline
+
+    def draw(self, prompts: Sequence[str]) -> list[Image.Image]:
+        # 32 latents a side would ask for PixArt's own list of resolutions, which this model was not trained on
+        outputs = self.outputs(prompts, clean_caption=False, use_resolution_binning=False)
+        return [image for output in outputs for image in output.images]
 
 
 def spread(items: Sequence[str], count: int) -> list[str]:
@@ -174,16 +185,10 @@ def write_sheet(painter: Painter, model: Path, prompts: Sequence[str], file: Pat
     labelled_sheet(painter.draw([r.prompt for r in resolved]), labels, columns, size).save(file)
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options(description: str | None) -> argparse.ArgumentParser:
+    """What every evaluation is told."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="pipeline folder with known.json and meaning.json")
-    parser.add_argument("--thumbnails", type=Path, default=ROOT / "tests" / "data" / "emoji_thumbnails.npz")
-    parser.add_argument("--pack", type=Path, help="take the thumbnails from a pack instead")
-    parser.add_argument("--write-thumbnails", type=Path)
-    parser.add_argument("--names", type=int, default=64)
-    parser.add_argument("--keywords", type=int, default=64)
-    parser.add_argument("--colours", type=int, default=36)
-    parser.add_argument("--small", type=int, default=50)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--device", default="cpu")
@@ -191,6 +196,26 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--figures", type=Path, help="write the figures as JSON")
     parser.add_argument("--sheet", type=Path, help="write a labelled contact sheet")
     parser.add_argument("--prompts", type=Path, help="prompts of the sheet, one a line")
+    return parser
+
+
+def tell(results: dict[str, object], file: Path | None) -> None:
+    """Print the figures, and keep them."""
+    text = json.dumps(results, indent=1)
+    print(text)
+    if file:
+        file.write_text(text)
+
+
+def parse() -> argparse.Namespace:
+    parser = options(__doc__)
+    parser.add_argument("--thumbnails", type=Path, default=ROOT / "tests" / "data" / "emoji_thumbnails.npz")
+    parser.add_argument("--pack", type=Path, help="take the thumbnails from a pack instead")
+    parser.add_argument("--write-thumbnails", type=Path)
+    parser.add_argument("--names", type=int, default=64)
+    parser.add_argument("--keywords", type=int, default=64)
+    parser.add_argument("--colours", type=int, default=36)
+    parser.add_argument("--small", type=int, default=50)
     parser.add_argument("--columns", type=int, default=8)
     parser.add_argument("--size", type=int, default=128)
     return parser.parse_args()
@@ -221,9 +246,7 @@ def main() -> None:
         results = figures(args, painter, thumbnails)
         painter.shuffle_words()  # last: the painter is spoilt by it
         results["control"] = check_names(painter, thumbnails, args.names)
-        print(json.dumps(results, indent=1))
-        if args.figures:
-            args.figures.write_text(json.dumps(results, indent=1))
+        tell(results, args.figures)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import diffusers
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -28,7 +27,7 @@ from emoji.captions import COLOUR_NAMES, COLOURS, HOUSE_STYLE
 from emoji.cast import CAST
 from emoji.motion import FRAMES, MOTION_NAMES, MOTIONS, move
 from emoji.pictures import Pack, Pictures
-from eval_emoji import share
+from eval_emoji import Artist, options, share, tell
 from PIL import Image, ImageDraw
 from torch import Tensor
 
@@ -49,30 +48,16 @@ SHEET = (
 )
 
 
-class Camera:
-    """Makes clips of prompts with one pipeline; clip i of a list has seed i."""
+class Camera(Artist):
+    """Makes clips."""
 
-    def __init__(self, model: Path, device: str, steps: int, guidance: float, batch: int) -> None:
-        diffusers.logging.set_verbosity_error()
-        self.pipeline = WanPipeline.from_pretrained(model, dtype=torch.float32).to(device)
-        self.pipeline.set_progress_bar_config(disable=True)
-        self.device, self.batch = device, batch
-        self.call = {"height": PIXELS, "width": PIXELS, "num_frames": FRAMES, "num_inference_steps": steps, "guidance_scale": guidance}
+    kind = WanPipeline
 
     def film(self, prompts: Sequence[str], padding: int = 32) -> Tensor:
         """(B, 3, F, H, W) in [0, 1] on the CPU."""
-        seeds = [torch.Generator(self.device).manual_seed(number) for number in range(len(prompts))]
-        clips = []
-        for start in range(0, len(prompts), self.batch):
-            part = slice(start, start + self.batch)
-            call = {**self.call, "generator": seeds[part], "max_sequence_length": padding, "output_type": "pt"}
-            clips.append(self.pipeline(list(prompts[part]), **call).frames.transpose(1, 2).float().cpu())
-        return torch.cat(clips)
-
-    def shuffle_words(self) -> None:
-        """Shuffle the rows of the token embedding: the control."""
-        rows = self.pipeline.text_encoder.get_input_embeddings().weight
-        rows.data = rows.data[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).to(rows.device)]
+        size = {"height": PIXELS, "width": PIXELS, "num_frames": FRAMES}
+        outputs = self.outputs(prompts, **size, max_sequence_length=padding, output_type="pt")
+        return torch.cat([output.frames.transpose(1, 2).float().cpu() for output in outputs])
 
 
 @dataclass(frozen=True)
@@ -156,17 +141,9 @@ def write_sheet(camera: Camera, model: Path, prompts: Sequence[str], file: Path,
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="pipeline folder with known.json and meaning.json")
+    parser = options(__doc__)
     parser.add_argument("pack", type=Path, help="the npz that scripts/emoji/pack.py writes")
     parser.add_argument("--clips", type=int, default=126, help="of each check")
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--guidance", type=float, default=3.0)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--figures", type=Path, help="write the figures as JSON")
-    parser.add_argument("--sheet", type=Path, help="write a contact sheet")
-    parser.add_argument("--prompts", type=Path, help="prompts of the sheet, one a line")
     parser.add_argument("--every", type=int, default=1, help="frames from one of the sheet to the next")
     return parser.parse_args()
 
@@ -192,10 +169,7 @@ def main() -> None:
     if args.sheet:
         write_sheet(camera, args.model, args.prompts.read_text().splitlines() if args.prompts else SHEET, args.sheet, args.every)
     if args.clips:
-        results = figures(args, camera)
-        print(json.dumps(results, indent=1))
-        if args.figures:
-            args.figures.write_text(json.dumps(results, indent=1))
+        tell(figures(args, camera), args.figures)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,15 @@ import copy
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, DPMSolverMultistepScheduler, PixArtAlphaPipeline, PixArtTransformer2DModel, SchedulerMixin
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+from emoji.captions import CaptionBank
 
 LATENT_CHANNELS = 8
 VAE_CHANNELS = (32, 48, 64, 96)
@@ -51,15 +54,24 @@ def new_transformer(pixels: int) -> PixArtTransformer2DModel:
         patch_size=2,
         caption_channels=TEXT_DIM,
     )
-    for layer in (transformer.proj_out, transformer.adaln_single.linear):
+    start_at_zero(transformer.proj_out, transformer.adaln_single.linear)
+    return transformer
+
+
+def start_at_zero(*layers: nn.Linear) -> None:
+    for layer in layers:
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
-    return transformer
 
 
 def new_text_encoder(vocabulary: int) -> T5EncoderModel:
     """A T5 encoder of 1.1 M parameters, trained together with the transformer."""
-    config = T5Config(
+    return T5EncoderModel(T5Config(**text_config(vocabulary)))
+
+
+def text_config(vocabulary: int) -> dict[str, Any]:
+    """T5's and UMT5's."""
+    return dict(
         vocab_size=vocabulary,
         d_model=TEXT_DIM,
         d_kv=TEXT_DIM // TEXT_HEADS,
@@ -69,7 +81,6 @@ def new_text_encoder(vocabulary: int) -> T5EncoderModel:
         feed_forward_proj="gated-gelu",
         dropout_rate=0.0,
     )
-    return T5EncoderModel(config)
 
 
 def new_tokenizer(texts: Iterable[str], size: int = VOCABULARY) -> PreTrainedTokenizerFast:
@@ -93,6 +104,15 @@ def new_tokenizer(texts: Iterable[str], size: int = VOCABULARY) -> PreTrainedTok
 def tokens_of(tokenizer: PreTrainedTokenizerFast, texts: list[str], length: int) -> torch.Tensor:
     """Padded to one length: (N, length) int16."""
     return torch.tensor(tokenizer(texts, padding="max_length", max_length=length, truncation=True)["input_ids"], dtype=torch.int16)
+
+
+def caption_tensors(tokenizer: PreTrainedTokenizerFast, bank: CaptionBank, length: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Tokens (N, captions, length) of a bank's captions, and the scene that each one fits."""
+    texts = [text for some in bank.texts for text in some]
+    return {
+        "tokens": tokens_of(tokenizer, texts, length).view(len(bank.texts), -1, length).to(device),
+        "chosen": torch.tensor(bank.chosen, device=device),
+    }
 
 
 def read_vae(folder: Path) -> AutoencoderKL:

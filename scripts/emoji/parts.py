@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -164,7 +165,7 @@ def latent_bank(vae: AutoencoderKL, pictures: Pictures, bank: CaptionBank) -> Te
     return latents
 
 
-class DenoiserTraining:
+class DenoiserTraining(ABC):
     """Flow matching of a transformer and its text encoder, on latents and captions that stay on the device.
 
     The learning rate is constant for half the budget, then falls to nearly 0 on a line.
@@ -189,13 +190,13 @@ class DenoiserTraining:
         self.muon = Muon([p for n, p in model.named_parameters() if n in matrices], MUON_LR)
         self.loss = self.compiled_loss() if compile else self._loss
 
+    @abstractmethod
     def velocity(self, noisy: Tensor, time: Tensor, captions: Tensor, mask: Tensor) -> Tensor:
         """The transformer's answer: (B, z, ...), (B,), (B, T, C), (B, T) -> (B, z, ...)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def save(self, transformer: nn.Module, text_encoder: nn.Module) -> None:
         """Write the pipeline."""
-        raise NotImplementedError
 
     def compiled_loss(self) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]:
         return torch.compile(self._loss)

@@ -1,19 +1,20 @@
-"""The loop around a part's steps: budget, progress lines, checkpoints, sittings."""
+"""What both trainings do: options, sittings, the two parts one after the other, and the loop around a part's steps."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import shutil
 import time
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from emoji.optim import Clock
 
@@ -164,3 +165,64 @@ def cached(file: Path, make: Callable[[], dict[str, Tensor]], device: torch.devi
     torch.save(tensors, file.with_suffix(".new"))
     os.replace(file.with_suffix(".new"), file)
     return tensors
+
+
+def options(description: str | None, start: str, **defaults: Any) -> ArgumentParser:
+    """The options of both scripts.
+
+    Args:
+        start: what becomes of the model that --start names.
+        defaults: of those that differ.
+    """
+    parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("pack", type=Path, help="the npz that scripts/emoji/pack.py writes")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--start", type=Path, help=f"folder of a saved model: {start}")
+    parser.add_argument("--minutes", type=float, help="end this sitting after so many minutes, with a checkpoint")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--pixels", type=int)
+    parser.add_argument("--subjects", type=int, help="learn only the first so many, for a dry run")
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--vae-batch", type=int)
+    parser.add_argument("--vae-seconds", type=float, help="of training, compilation not counted")
+    parser.add_argument("--denoiser-seconds", type=float)
+    parser.add_argument("--bank", type=int, help="captions drawn for each picture or clip")
+    parser.add_argument("--alone", type=float, help="share of captions that name the subject by a lone keyword")
+    parser.add_argument("--colour", type=float, help="share of pictures or clips on a colour")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def begin(args: Namespace, recipe: type[Recipe]) -> Sitting:
+    """A sitting in OUT, which has a folder for the model from then on."""
+    (args.out / "model").mkdir(parents=True, exist_ok=True)
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    return Sitting(args.out, recipe.of(args), args.minutes, torch.device(args.device))
+
+
+def prepare_vae(args: Namespace, sitting: Sitting, kept: bool, training: Callable[[], Part]) -> bool:
+    """Put a VAE into OUT/model: the one already there, --start's if it is `kept`, or the one that is trained; False when the sitting ended first."""
+    folder = args.out / "model" / "vae"
+    if folder.exists():
+        return True
+    if kept:
+        shutil.copytree(args.start / "vae", folder)
+        return True
+    torch.manual_seed(args.seed)
+    figures = train(training(), args.vae_seconds, sitting)
+    sitting.note(figures or {})
+    return figures is not None
+
+
+def train_denoiser(
+    args: Namespace, sitting: Sitting, networks: Callable[[], tuple[nn.Module, nn.Module]], training: Callable[[nn.ModuleDict], Part]
+) -> None:
+    """Train a transformer and its text encoder, as `networks` makes or reads them, in one part."""
+    torch.manual_seed(args.seed)
+    transformer, text_encoder = networks()
+    denoiser = nn.ModuleDict({"transformer": transformer, "text_encoder": text_encoder}).to(sitting.device).train()
+    if figures := train(training(denoiser), args.denoiser_seconds, sitting):
+        sitting.note(figures)

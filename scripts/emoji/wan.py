@@ -14,7 +14,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from emoji.captions import COLOURS, CaptionBank
 from emoji.motion import MOTION_NAMES, MOTIONS, move, on_background, paths
-from emoji.networks import HEAD_DIM, HEADS, LAYERS, TEXT_DIM, TEXT_HEADS, TEXT_LAYERS, save_parts
+from emoji.networks import HEAD_DIM, HEADS, LAYERS, TEXT_DIM, save_parts, start_at_zero, text_config
 from emoji.parts import DenoiserTraining, VaeTraining, decibels, encode, quality
 
 LATENT_CHANNELS = 16
@@ -57,25 +57,13 @@ def new_transformer() -> WanTransformer3DModel:
         ffn_dim=896,
         num_layers=LAYERS,
     )
-    for layer in (transformer.proj_out, transformer.condition_embedder.time_proj):
-        nn.init.zeros_(layer.weight)
-        nn.init.zeros_(layer.bias)
+    start_at_zero(transformer.proj_out, transformer.condition_embedder.time_proj)
     return transformer
 
 
 def new_text_encoder(vocabulary: int) -> UMT5EncoderModel:
     """A UMT5 encoder of 0.8 M parameters, trained together with the transformer."""
-    config = UMT5Config(
-        vocab_size=vocabulary,
-        d_model=TEXT_DIM,
-        d_kv=TEXT_DIM // TEXT_HEADS,
-        num_heads=TEXT_HEADS,
-        d_ff=320,
-        num_layers=TEXT_LAYERS,
-        feed_forward_proj="gated-gelu",
-        dropout_rate=0.0,
-    )
-    return UMT5EncoderModel(config)
+    return UMT5EncoderModel(UMT5Config(**text_config(vocabulary)))
 
 
 def read_vae(folder: Path) -> AutoencoderKLWan:
