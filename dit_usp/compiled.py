@@ -11,8 +11,8 @@ from typing import TypeVar
 from torch import nn
 
 M = TypeVar("M", bound=nn.Module)
-# Exchanges are issued early and waited for late, so that work which does not need them hides them (FLUX's MLP beside its attention).
-OPTIONS = {"reorder_for_compute_comm_overlap": True}
+# What an exchange needs is computed first, and it is waited for late: work that does not need it then hides it (FLUX's MLP beside its attention).
+OPTIONS = {"reorder_for_compute_comm_overlap": True, "reorder_for_compute_comm_overlap_passes": ["raise_comms", "sink_waits"]}
 
 
 def compile_blocks(transformer: M) -> M:

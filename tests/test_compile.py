@@ -7,7 +7,10 @@ import torch
 from test_parity import error, run
 from tiny import build
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor.utils import run_and_get_code
 
+from dit_usp.bench import alone
+from dit_usp.compiled import compile_blocks
 from dit_usp.config import ParallelConfig
 from dit_usp.inject import parallelize
 from dit_usp.mesh import init_mesh
@@ -65,3 +68,25 @@ def test_all_layers_share_the_compilations_that_the_plain_model_needs(ranks, nam
     for worst, (plain, ours) in ranks(2, compiled_blocks, name, blocks, ParallelConfig(2)):
         assert worst <= 1e-5
         assert ours <= plain
+
+
+def code_of_blocks():
+    """What inductor makes of a FLUX block of each kind, for one rank of two that gathers its keys."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    alone.start(2)
+    torch._dynamo.reset()
+    model, inputs = build("flux")
+    parallelize(model, init_mesh(ParallelConfig(ring_degree=2, ring_method="gather"), "cpu"))
+    with torch.no_grad():
+        return run_and_get_code(lambda: compile_blocks(model)(**inputs, return_dict=False))[1]
+
+
+@pytest.mark.skipif(BACKEND != "inductor", reason="needs a C++ compiler")
+def test_work_that_does_not_need_an_exchange_is_done_under_it(ranks):
+    (codes,) = ranks(1, code_of_blocks)
+    calls = [[line for line in code[code.index("def call") :].splitlines() if not line.strip().startswith("#")] for code in codes]
+    single = min((lines for lines in calls if any("_c10d_functional.all_" in line for line in lines)), key=len)  # the other kind has two streams
+    begun, needed = (next(i for i, line in enumerate(single) if name in line) for name in ("_c10d_functional.all_", "wait_tensor"))
+    assert any("addmm" in line for line in single[begun:needed]), "the MLP's projection"
+    assert any("gelu" in line for line in single[begun:needed])
