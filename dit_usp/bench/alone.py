@@ -1,4 +1,4 @@
-# mypy: disable-error-code="override, assignment, attr-defined"
+# mypy: disable-error-code="override"
 """One rank of many on its own: a process group whose peers are copies of this rank.
 
 An exchange or a gather moves as many bytes as it receives, within this device's memory, in line with the kernels: a step costs what one rank's share
@@ -11,13 +11,45 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-import torch._dynamo
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import ProcessGroup
 
-NAME = "alone"
+from dit_usp.groups import Done, PythonGroup, register
+
+
+class Alone(PythonGroup):
+    """Rank 0 of so many ranks, the others of which do not exist."""
+
+    NAME = "alone"
+
+    def exchange(self, output: Tensor, input: Tensor, output_sizes: Sequence[int], input_sizes: Sequence[int]) -> Done:
+        filled = 0
+        while filled < output.numel():  # an uneven share may receive more than it sends
+            size = min(input.numel(), output.numel() - filled)
+            output[filled : filled + size].copy_(input[:size])
+            filled += size
+        return Done()
+
+    def collect(self, output: Tensor, input: Tensor) -> Done:
+        output.copy_(input.expand(self.size(), -1))
+        return Done()
+
+    def allgather(self, outputs: Sequence[Sequence[Tensor]], inputs: Sequence[Tensor], opts: Any = None) -> Any:
+        for pieces, input in zip(outputs, inputs, strict=True):
+            for piece in pieces:
+                piece.copy_(input)
+        return Done()
+
+    def allreduce(self, tensors: Sequence[Tensor], opts: Any = None) -> Any:
+        return Done()
+
+    def broadcast(self, tensors: Sequence[Tensor], opts: Any = None) -> Any:
+        return Done()
+
+    def barrier(self, opts: Any = None) -> Any:
+        return Done()
+
+    allreduce_coalesced = allreduce
 
 
 def start(world_size: int) -> None:
@@ -28,67 +60,5 @@ def start(world_size: int) -> None:
     """
     if dist.is_initialized():
         raise ValueError("a share is measured in a process of its own; this one is a rank of others already.")
-    # torch.compile before 2.13 takes no subclass for a process group, and would break its graphs at every collective.
-    if known := getattr(torch._dynamo.variables.distributed, "ProcessGroupVariable", None):
-        known.is_process_group = staticmethod(lambda value: isinstance(value, ProcessGroup))
-    if not hasattr(dist.Backend, NAME.upper()):
-        dist.Backend.register_backend(NAME, _make, devices=["cpu", "cuda"])
-    dist.init_process_group(NAME, rank=0, world_size=world_size, store=dist.HashStore())
-
-
-def _make(store: dist.Store, rank: int, size: int, timeout: Any) -> ProcessGroup:
-    return Alone(rank, size)  # type: ignore[call-arg]
-
-
-class Alone(ProcessGroup):
-    """The collectives that dit-usp uses. torch calls them by different names in its versions 2.11 to 2.15."""
-
-    def getBackendName(self) -> str:
-        return NAME
-
-    @property
-    def group_name(self) -> str:
-        return dist.distributed_c10d._world.pg_names[self]
-
-    def all_to_all_single(self, output: Tensor, input: Tensor, output_sizes: Sequence[int], input_sizes: Sequence[int], opts: Any = None) -> Any:
-        filled, source = 0, input.view(-1)
-        while filled < output.numel():  # an uneven share may receive more than it sends
-            size = min(source.numel(), output.numel() - filled)
-            output.view(-1)[filled : filled + size].copy_(source[:size])
-            filled += size
-        return _done()
-
-    def all_gather_single(self, output: Tensor, input: Tensor, opts: Any = None) -> Any:
-        output.view(self.size(), -1).copy_(input.reshape(1, -1).expand(self.size(), -1))
-        return _done()
-
-    def all_gather_single_coalesced(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor], opts: Any = None) -> Any:
-        for output, input in zip(outputs, inputs, strict=True):
-            self.all_gather_single(output, input)
-        return _done()
-
-    def allgather(self, outputs: Sequence[Sequence[Tensor]], inputs: Sequence[Tensor], opts: Any = None) -> Any:
-        for pieces, input in zip(outputs, inputs, strict=True):
-            for piece in pieces:
-                piece.copy_(input)
-        return _done()
-
-    def allreduce(self, tensors: Sequence[Tensor], opts: Any = None) -> Any:
-        return _done()
-
-    def broadcast(self, tensors: Sequence[Tensor], opts: Any = None) -> Any:
-        return _done()
-
-    def barrier(self, opts: Any = None) -> Any:
-        return _done()
-
-    alltoall_base = all_to_all_single
-    _allgather_base = all_gather_single
-    allgather_into_tensor_coalesced = all_gather_single_coalesced
-    allreduce_coalesced = allreduce
-
-
-def _done() -> Any:
-    future: torch.futures.Future[None] = torch.futures.Future()
-    future.set_result(None)
-    return torch._C._distributed_c10d._create_work_from_future(future)
+    register(Alone, lambda store, rank, size, timeout: Alone(rank, size))  # type: ignore[call-arg]
+    dist.init_process_group(Alone.NAME, rank=0, world_size=world_size, store=dist.HashStore())

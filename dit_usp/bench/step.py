@@ -242,13 +242,13 @@ def _look(one: _Running) -> None:
         "exposed communication": _busy(everything) - other,
         "gaps": whole - _busy(everything),
     }
-    one.result.parts, one.result.kernels = {name: length / 1000 for name, length in parts.items()}, dict(kernels.most_common(15))
+    one.result.parts, one.result.kernels = {name: length / 1000 for name, length in parts.items()}, dict(kernels.most_common(80))
 
 
 def _kind(kernel: str) -> str:
     name = kernel.lower()
     # A lone rank's copies stand for its exchanges.
-    if any(word in name for word in COMMUNICATION) or ("memcpy dtod" in name and dist.get_backend() == alone.NAME):
+    if any(word in name for word in COMMUNICATION) or ("memcpy dtod" in name and dist.get_backend() == alone.Alone.NAME):
         return "communication"
     if name.startswith("triton"):
         return "other"
