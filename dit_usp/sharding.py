@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dit_usp import collectives
-from dit_usp.attention import PreparedMask, attend, prepare_mask
+from dit_usp.attention import PreparedMask, attend, needs_lse, prepare_mask
 from dit_usp.errors import UnsupportedError
 from dit_usp.mesh import Mesh
 from dit_usp.plan import LEARN, Call, ShardPlan
@@ -18,6 +18,8 @@ from dit_usp.streams import StreamState
 
 # diffusers' names for torch's own kernels, and ours. Any other backend that a user sets runs as it is, between the exchanges.
 NATIVE = {"native": "auto", "_native_cudnn": "cudnn", "_native_flash": "flash", "_native_efficient": "efficient", "_native_math": "math"}
+# But where a ring merges blocks by their LSE, which diffusers' call does not give, our call of the same package does.
+WITH_LSE = {"flash": "flash-attn-2", "_flash_3": "flash-attn-3", "sage": "sage", "xformers": "xformers"}
 
 
 class Sharding:
@@ -71,8 +73,8 @@ class Sharding:
                 raise UnsupportedError(f"attention across ranks takes no dropout_p={dropout_p} and no attention_kwargs={attention_kwargs}.")
             if attn_mask is not None and attn_mask.ndim == 2:
                 attn_mask = attn_mask[:, None, None, :]  # diffusers: a 2-D mask is (batch, keys)
-            name, local = _backend(backend)
-            if local and call.mask == "native":
+            name, local = _backend(backend, needs_lse(self.mesh))
+            if call.mask == "native" and (local or name in WITH_LSE.values()):
                 raise UnsupportedError(f"{self.streams.owner}: its window of attention is shared over ranks with torch's own backends; set 'native'.")
             return self.attend(call, query, key, value, attn_mask, is_causal, scale, enable_gqa, name, local)
 
@@ -92,7 +94,8 @@ class Sharding:
             if dropout_p:
                 raise UnsupportedError(f"attention across ranks takes no dropout_p={dropout_p}.")
             q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-            return self.attend(call, q, k, v, attn_mask, is_causal, scale, enable_gqa, "auto", None).transpose(1, 2)
+            name = NATIVE.get(_active_backend().value, "auto")  # such processors know no other backends
+            return self.attend(call, q, k, v, attn_mask, is_causal, scale, enable_gqa, name, None).transpose(1, 2)
 
         return Attention(dispatch, sdpa)
 
@@ -221,13 +224,21 @@ def _parted(shared: str, own: int, total: int) -> tuple[slice, slice]:
     return slice(own), slice(own, None)
 
 
-def _backend(backend: Any) -> tuple[str, Any]:
-    """Our kernel for the backend a user set in diffusers, or that backend itself as a local kernel."""
-    from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry, dispatch_attention_fn
+def _active_backend() -> Any:
+    """The one set in diffusers for the whole process: by set_attention_backend, attention_backend or DIFFUSERS_ATTN_BACKEND."""
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
-    chosen = _AttentionBackendRegistry.get_active_backend()[0] if backend is None else AttentionBackendName(backend)
-    if chosen.value in NATIVE:
-        return NATIVE[chosen.value], None
+    return _AttentionBackendRegistry.get_active_backend()[0]
+
+
+def _backend(backend: Any, with_lse: bool) -> tuple[str, Any]:
+    """Our kernel for the backend a user set in diffusers, or that backend itself as a local kernel."""
+    from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+
+    chosen = _active_backend() if backend is None else AttentionBackendName(backend)
+    kernels = NATIVE | WITH_LSE if with_lse else NATIVE
+    if chosen.value in kernels:
+        return kernels[chosen.value], None
 
     def local(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float | None, enable_gqa: bool) -> Tensor:
         return dispatch_attention_fn(q, k, v, attn_mask, 0.0, is_causal, scale, enable_gqa, backend=chosen)

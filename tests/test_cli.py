@@ -35,6 +35,7 @@ OPTIONS = {
     "--frames --fps --duration --image --mask --video --control-image --last-image --audio --negative --dtype --device --images --prompts --set "
     "--print-plan --overwrite --compile --graph --debug",
     "models": "--json",
+    "topo": "--json",
     "bench": "--share --ulysses --ring --cfg --ring-method --mode --baseline --layers --dtype --runs --profile --json --plot",
     "show": "--json",
 }

@@ -23,7 +23,7 @@ LAYERS = (
     ("plan", "places", "rebind", "streams", "halo", "linear", "attention", "models", "sharding", "translate", "graph", "compiled"),
     ("inject",),
     ("launch", "status", "media", "formats", "saving", "results", "request", "prompts", "pipelines", "worker", "rank", "supervise", "engine"),
-    ("bench",),
+    ("bench", "topology"),
     ("cli",),
     ("__main__", "examples", "scripts"),
 )

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SanaLinearAttnProcessor2_0, SD3IPAdapterJointAttnProcessor2_0
 from diffusers.models.controlnets.controlnet_flux import FluxMultiControlNetModel
 from diffusers.models.controlnets.controlnet_hunyuan import HunyuanDiT2DMultiControlNetModel
@@ -20,13 +21,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dit_usp import inject
+from dit_usp.attention.kernels import KERNELS
 from dit_usp.config import ParallelConfig
 from dit_usp.errors import UnsupportedError
 from dit_usp.inject import parallelize, unparallelize
 from dit_usp.mesh import init_mesh
 from dit_usp.models import PLANS
 from dit_usp.plan import Call, Exchange, Gather, Split, gather, split
-from dit_usp.sharding import Sharding
+from dit_usp.sharding import NATIVE, WITH_LSE, Sharding
 
 
 def compare(model, inputs, config):
@@ -248,6 +250,46 @@ def test_the_backend_a_user_set_runs_between_the_exchanges(ranks):
         assert errors["native"] <= 1e-5
         assert errors["_native_math"] <= 1e-5
         assert "ring_method='gather'" in errors["flex"]
+
+
+def followed(name, backend, ring_method):
+    """What is said of a kernel that the backend asks for and the CPU lacks; "ran" where it is not asked for."""
+    model, inputs = build(name)
+    parallelize(model, init_mesh(ParallelConfig(1, 2, ring_method=ring_method), "cpu"))
+    before = _AttentionBackendRegistry.get_active_backend()[0]
+    _AttentionBackendRegistry.set_active_backend(AttentionBackendName(backend))  # set_attention_backend would ask for the package first
+    try:
+        run(model, inputs)
+    except UnsupportedError as refusal:
+        return str(refusal)
+    finally:
+        _AttentionBackendRegistry.set_active_backend(before)
+    return "ran"
+
+
+@pytest.mark.parametrize(
+    ("name", "backend", "kernel"),
+    [
+        ("flux", "_native_cudnn", "cudnn"),
+        ("flux", "flash", "flash-attn-2"),
+        ("flux", "_flash_3", "flash-attn-3"),
+        ("pixart", "_native_cudnn", "cudnn"),  # its processor calls torch
+    ],
+)
+def test_a_ring_that_merges_takes_our_call_of_the_same_kernel(ranks, name, backend, kernel):
+    for told in ranks(2, followed, name, backend, "rotate"):
+        assert told.startswith(f"backend='{kernel}' runs on cuda, not cpu. These take the call: ")
+
+
+def test_processors_that_call_torch_know_no_other_backends(ranks):
+    assert ranks(2, followed, "pixart", "flash", "rotate") == ["ran"] * 2
+
+
+def test_backends_of_diffusers_and_kernels_of_ours_have_the_names_they_are_paired_by():
+    pairs = NATIVE | WITH_LSE
+    assert set(pairs) <= {backend.value for backend in AttentionBackendName}
+    assert set(pairs.values()) - {"auto"} <= set(KERNELS)
+    assert all(KERNELS[kernel].lse for kernel in WITH_LSE.values())
 
 
 # -- masks

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dit_usp.attention import heads_to_sequence, sequence_to_heads
 from dit_usp.attention.ring import passed_blocks
-from dit_usp.cli import generate, models, show
+from dit_usp.cli import generate, models, show, topo
 from dit_usp.cli.model import DEFAULT, embedded
 from dit_usp.config import ParallelConfig
 from dit_usp.mesh import init_mesh
@@ -48,7 +48,7 @@ def test_paths_named_on_the_page_exist():
 
 def test_the_commands_have_the_options_shown():
     lines = [shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines()]
-    commands = {"generate": generate.command, "models": models.command, "show": show.command}
+    commands = {"generate": generate.command, "models": models.command, "show": show.command, "topo": topo.command}
     shown = [words[1:] for words in lines if words and Path(words[0]).name == "dit-usp"]
     assert {words[0] for words in shown} == set(commands)
     for name, *arguments in shown:

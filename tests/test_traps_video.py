@@ -254,19 +254,20 @@ def test_calls_that_cannot_be_shared_are_refused(ranks):
         assert frames.startswith("SanaWMTransformer3DModel with frame_valid_mask")
 
 
-def window_of_another_backend():
+def window_of_another_backend(config, backend):
     """With a flash-attn package, ACE-Step gives the kernel a window, which would be counted from the piece's own first token."""
     model, inputs = build("ace_step")
-    parallelize(model, init_mesh(ParallelConfig(2), "cpu"))
+    parallelize(model, init_mesh(config, "cpu"))
     for layer in model.layers:
-        layer.self_attn.processor._attention_backend = "flex"
+        layer.self_attn.processor._attention_backend = backend
     with pytest.raises(UnsupportedError, match="AceStepTransformer1DModel: its window of attention"):
         forward(model, inputs)
     return True
 
 
 def test_a_window_is_left_to_torchs_own_backends(ranks):
-    assert all(ranks(2, window_of_another_backend))
+    assert all(ranks(2, window_of_another_backend, ParallelConfig(2), "flex"))
+    assert all(ranks(2, window_of_another_backend, ParallelConfig(1, 2), "sage"))
 
 
 def few_words():

@@ -28,6 +28,7 @@ __all__ = [
     "choose",
     "heads_to_sequence",
     "merge",
+    "needs_lse",
     "prepare_mask",
     "sequence_to_heads",
     "split_heads",
@@ -126,7 +127,7 @@ def attend(
         raise ValueError(f"attn_mask was prepared for {mask.mask.shape[3]} keys; this call has {columns}.")
 
     q, k, v = heads_to_sequence(q_BLHD, k_BLGD, v_BLGD, mesh.ulysses, _own(lengths, mesh), _own(kv_lengths, mesh))
-    if _rotates(mesh):
+    if needs_lse(mesh):
         out = _rotate(q, k, v, mesh, name, mask, is_causal, scale, lengths, kv_lengths, own_shared)
     else:
         out = _attend_once(q, k, v, mesh, name, local, mask, is_causal, scale, lengths, kv_lengths, own_shared)
@@ -206,7 +207,7 @@ def _kernel(
     backend: str,
 ) -> str:
     """The kernel of our table for this call, "" with the caller's own."""
-    rotates = _rotates(mesh)
+    rotates = needs_lse(mesh)
     if local is not None:
         if rotates:
             raise UnsupportedError(
@@ -226,7 +227,8 @@ def _kernel(
     )
 
 
-def _rotates(mesh: Mesh) -> bool:
+def needs_lse(mesh: Mesh) -> bool:
+    """Whether blocks are passed on and merged, for which a kernel must give its LSE."""
     return mesh.ring.size() > 1 and mesh.config.ring_method == "rotate"
 
 

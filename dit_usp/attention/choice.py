@@ -1,4 +1,4 @@
-"""Which local kernel computes a call: the one asked for, or the first of the table that takes the call and passes its self-test here."""
+"""Which local kernel computes a call: the one asked for, or the first by preference that takes the call and passes its self-test here."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from torch import Tensor
 
 from dit_usp.attention.kernels import EXACT, HALF, KERNELS, Call, run
 from dit_usp.attention.merge import merge
+from dit_usp.attention.preference import DEFAULT, preferences
 from dit_usp.errors import UnsupportedError
 
 logger = logging.getLogger("dit_usp.attention")
-# Tried in this order. On Hopper cuDNN (560-671 TFLOP/s in bf16 at head 128) beats torch's FlashAttention 2 (220-360); sage is 8-bit, so only by name.
-AUTO = ("sdpa", "cudnn", "flash-attn-4", "flash-attn-3", "flash-attn-2", "flash", "efficient", "xformers", "cpu", "math")
 
 
 def choose(backend: str, call: Call) -> tuple[str, str]:
@@ -31,15 +30,16 @@ def choose(backend: str, call: Call) -> tuple[str, str]:
     if backend != "auto":
         reason = _reason_against(backend, call)
         if reason:
-            others = [name for name in AUTO if not _reason_against(name, call)]
+            others = [name for name in DEFAULT if not _reason_against(name, call)]
             raise UnsupportedError(f"backend={backend!r} {reason}. These take the call: {', '.join(others)}.")
         return backend, "asked for"
-    passed_over: dict[str, str] = {}
-    for name in AUTO:
+    passed_over = ""
+    for name, why in preferences(call, _capability(call.device)).items():
         reason = _reason_against(name, call)
         if not reason:
-            return name, "the first that takes the call" + "".join(f"; {other} {why}" for other, why in passed_over.items())
-        passed_over[name] = reason
+            return name, why + passed_over
+        if call.device in (KERNELS[name].devices or (call.device,)):  # of those for other devices there is nothing to say
+            passed_over += f"; {name} {reason}"
     raise AssertionError("math takes every call")
 
 
@@ -73,6 +73,10 @@ def _reason_against(name: str, call: Call) -> str:
 def available(device: str | torch.device) -> dict[str, str]:
     """Every kernel of the table: "ok" on this device, or why not."""
     return {name: _state(name, torch.device(device).type) for name in KERNELS}
+
+
+def _capability(device: str) -> tuple[int, int] | None:
+    return torch.cuda.get_device_capability() if device == "cuda" else None
 
 
 def _state(name: str, device: str) -> str:

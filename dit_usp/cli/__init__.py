@@ -14,7 +14,7 @@ import click
 from dit_usp import __version__
 from dit_usp.cli.console import talks
 
-COMMANDS = ("generate", "models", "bench", "show")
+COMMANDS = ("generate", "models", "topo", "bench", "show")
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130  # exit codes; the last is what shells give for Ctrl-C
 

@@ -9,9 +9,10 @@ import types
 import pytest
 import torch
 
-from dit_usp.attention import available, choose
-from dit_usp.attention.choice import AUTO, chosen, self_test
+from dit_usp.attention import available, choice, choose
+from dit_usp.attention.choice import chosen, self_test
 from dit_usp.attention.kernels import EXACT, KERNELS, Call, run
+from dit_usp.attention.preference import DEFAULT, MEASURED, preferences
 from dit_usp.errors import UnsupportedError
 
 CPU = torch.device("cpu")
@@ -175,8 +176,6 @@ def test_self_test_finds_a_wrong_lse(monkeypatch, name, modules):
 
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_an_absent_package_is_named(monkeypatch, name):
-    from dit_usp.attention import choice
-
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
     choice._tested.cache_clear()
     package = KERNELS[name].package
@@ -187,8 +186,6 @@ def test_an_absent_package_is_named(monkeypatch, name):
 
 
 def test_a_package_that_does_not_load_is_named(monkeypatch):
-    from dit_usp.attention import choice
-
     def broken(*args, **kwargs):
         raise ImportError("undefined symbol: _ZN3c10")
 
@@ -206,10 +203,57 @@ def test_a_package_that_does_not_load_is_named(monkeypatch):
 def test_auto_says_which_and_why():
     call = Call("cpu", torch.float32, 64, 64, lse=True)
     assert choose("auto", call) == ("cpu", choose("auto", call)[1])
-    assert "sdpa gives no LSE" in choose("auto", call)[1]
+    assert choose("auto", call)[1] == "not measured on cpu: the default order; sdpa gives no LSE"
     assert choose("auto", Call("cpu", torch.float32, 64, 64))[0] == "sdpa"
     assert choose("auto", Call("cpu", torch.float32, 64, 64, lse=True, grad=True))[0] == "math"
     assert choose("auto", Call("cpu", torch.float32, 64, 32, lse=True))[0] == "math"
+
+
+def auto_on(monkeypatch, capability, call, absent=()):
+    """What auto would take on a GPU of that capability on which every kernel but `absent` works."""
+    monkeypatch.setattr(choice, "_capability", lambda device: capability)
+    monkeypatch.setattr(
+        choice, "_state", lambda name, device: "is absent" if name in absent or capability < KERNELS[name].capability or name == "cpu" else "ok"
+    )
+    return choose("auto", call)
+
+
+HOPPER = "measured fastest on compute capability 9.0 (H100, torch 2.11), before flash, efficient"
+PACKAGES = tuple(name for name in KERNELS if KERNELS[name].package)
+
+
+@pytest.mark.parametrize("size", [64, 72, 128])
+@pytest.mark.parametrize(("lse", "name"), [(False, "sdpa"), (True, "cudnn")])
+def test_what_was_measured_on_hopper_is_taken(monkeypatch, size, lse, name):
+    assert auto_on(monkeypatch, (9, 0), Call("cuda", torch.bfloat16, size, size, lse=lse)) == (name, HOPPER)
+
+
+@pytest.mark.parametrize(
+    ("capability", "absent", "call", "name", "why"),
+    [
+        ((8, 9), PACKAGES, {}, "flash", "not measured on compute capability 8.9: the default order; sdpa gives no LSE; cudnn is absent"),
+        ((8, 0), (), {}, "flash-attn-2", "not measured on compute capability 8.0: the default order; sdpa gives no LSE; cudnn is absent"),
+        ((12, 0), (), {}, "cudnn", "not measured on compute capability 12.0: the default order; sdpa gives no LSE"),
+        ((9, 0), ("cudnn",), {}, "flash-attn-4", "not measured fastest on compute capability 9.0: the default order; cudnn is absent; sdpa gives"),
+        ((9, 0), (), {"masked": True}, "cudnn", "not measured with a mask: the default order; sdpa gives no LSE"),
+        ((9, 0), (), {"head_dim": 256, "value_dim": 256}, "flash-attn-3", "not measured for head size 256: the default order; sdpa gives no LSE; "),
+        ((9, 0), (), {"dtype": torch.float32}, "efficient", "not measured in torch.float32: the default order; sdpa gives no LSE; cudnn does not"),
+    ],
+)
+def test_what_was_not_measured_goes_by_the_default_order(monkeypatch, capability, absent, call, name, why):
+    call = Call(**{"device": "cuda", "dtype": torch.bfloat16, "head_dim": 64, "value_dim": 64, "lse": True} | call)
+    taken, reason = auto_on(monkeypatch, capability, call, absent)
+    assert taken == name
+    assert reason.startswith(why)
+
+
+@pytest.mark.parametrize("major", MEASURED)
+def test_a_measured_order_leaves_no_kernel_out(major):
+    for lse in (False, True):
+        assert set(preferences(Call("cuda", torch.float16, 128, 128, lse=lse), (major, 0))) == set(DEFAULT)
+    measured = MEASURED[major]
+    assert {*measured.whole, *measured.with_lse, *measured.slower} <= set(DEFAULT)
+    assert all(KERNELS[name].lse for name in measured.with_lse)
 
 
 def test_a_choice_is_logged_once(caplog):
@@ -253,7 +297,7 @@ def test_refusals_name_what_works(backend, call, error, message):
 
 def test_no_kernel_takes_a_call_it_cannot_keep():
     """Whatever the call, a kernel that `refusal` lets through takes its mask, type and head size."""
-    assert set(AUTO) | {"sage"} == set(KERNELS)
+    assert set(DEFAULT) | {"sage"} == set(KERNELS)
     assert KERNELS["flash"].refusal(Call("cuda", torch.float16, 64, 64, masked=True)) == "takes no mask"
     assert KERNELS["cudnn"].refusal(Call("cuda", torch.float32, 64, 64)) == "does not take torch.float32"
     assert KERNELS["cudnn"].refusal(Call("cuda", torch.float16, 256, 256)) == "takes head sizes up to 128 that are multiples of 8, not 256"
