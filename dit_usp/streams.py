@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,7 @@ from torch import Tensor
 from dit_usp import collectives
 from dit_usp.errors import UnsupportedError
 from dit_usp.plan import KEEP, LEARN, Streams
+from dit_usp.remembered import Remembered, contents
 
 
 class StreamState:
@@ -33,18 +35,24 @@ class StreamState:
         self._agreed: set[Hashable] = set()
         self._asked = 0
         self._cached: tuple[int, ...] | None = ()
+        self._cache: tuple[Hashable, list[Tensor]] = ((), [])
+        self._known: Remembered[tuple[int, ...]] = Remembered()
 
-    def begin(self, units: Mapping[str, int], signature: Hashable, cache: bool = False) -> None:
+    def begin(self, units: Mapping[str, int], signature: Hashable, cache: Any = None, uses: Hashable = ()) -> None:
         """A forward starts.
 
         Args:
             units: tokens a piece must hold a multiple of, by stream.
             signature: the shapes of all inputs: alike on every rank, it tells one kind of forward from another.
-            cache: this forward is given keys of earlier ones.
+            cache: what this forward is given with keys of earlier ones.
+            uses: the plain arguments, which say how it uses them.
         """
         self.lengths.clear()
         self.units, self.signature, self._asked = units, signature, 0
-        self._cached = None if cache else ()
+        self._cached = () if cache is None else None
+        if cache is not None and not torch.compiler.is_compiling():  # it may be written to before its keys are counted
+            held, tensors = contents(cache)
+            self._cache = (signature, uses, held), tensors
 
     def pieces(self, stream: str) -> tuple[int, ...]:
         """Tokens of a stream on each rank: torch.tensor_split's sizes, in whole units."""
@@ -84,7 +92,8 @@ class StreamState:
         if self._cached is None:
             if torch.compiler.is_compiling():
                 raise RuntimeError(f"{self.owner} asks how many keys a cache holds; run it without torch.compile.")
-            self._cached = collectives.exchange_lengths(own - self.sizes(streams)[self.group.rank()], self.group)
+            here = own - self.sizes(streams)[self.group.rank()]
+            self._cached = self._known.get(*self._cache, lambda: collectives.exchange_lengths(here, self.group))
         return tuple(map(sum, zip(sizes, self._cached, strict=True))) if self._cached else sizes
 
     def interleaved(self, streams: Streams | None) -> bool:
