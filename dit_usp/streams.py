@@ -15,6 +15,8 @@ from dit_usp.errors import UnsupportedError
 from dit_usp.plan import KEEP, LEARN, Streams
 from dit_usp.remembered import Remembered, contents
 
+MOST = 256  # kinds of forward whose sizes are remembered
+
 
 class StreamState:
     """What is known of the streams since the forward began. Every rank knows every piece from the whole lengths alone: nothing is asked.
@@ -29,6 +31,7 @@ class StreamState:
         self.owner, self.group, self.full = owner, group, full
         self.short = dict(short)  # Dynamo does not trace through a read-only view
         self.lengths: dict[str, int] = {}
+        self._sums: dict[Hashable, tuple[int, ...]] = {}
         self.units: Mapping[str, int] = {}
         self.signature: Hashable = ()
         self._learned: dict[Hashable, tuple[int, ...]] = {}
@@ -65,6 +68,16 @@ class StreamState:
 
     def sizes(self, streams: Streams | None) -> tuple[int, ...]:
         """Tokens of these streams together (None: of all met so far) on each rank."""
+        if torch.compiler.is_compiling():  # a guard on what is remembered would have every block compiled anew
+            return self._sum(streams)
+        key = (streams, tuple(self.lengths.items()), tuple(self.units.items()))
+        if key not in self._sums:  # every attention of every forward asks
+            if len(self._sums) >= MOST:
+                self._sums.clear()
+            self._sums[key] = self._sum(streams)
+        return self._sums[key]
+
+    def _sum(self, streams: Streams | None) -> tuple[int, ...]:
         pieces = [self.pieces(stream) for stream in (self.lengths if streams is None else streams)]
         return tuple(map(sum, zip(*pieces, strict=True)))
 
@@ -80,6 +93,8 @@ class StreamState:
 
     def shared(self, streams: Streams | None) -> str:
         """Where, among the keys of these streams (None: all), those lie that every rank holds: "prefix", "suffix" or "" for none."""
+        if not self.short:
+            return ""
         return next((side for stream, side in self.short.items() if stream in (streams or self.lengths) and self.is_whole(stream)), "")
 
     def key_sizes(self, streams: Streams | None, own: int) -> tuple[int, ...]:
@@ -88,7 +103,11 @@ class StreamState:
         Args:
             own: this rank's, those held by every rank left out or not.
         """
-        sizes = self.sizes(tuple(stream for stream in (streams or self.lengths) if not self.is_whole(stream))) or (0,) * self.group.size()
+        if self.short:
+            streams_cut = tuple(stream for stream in (streams or self.lengths) if not self.is_whole(stream))
+            sizes = self.sizes(streams_cut) or (0,) * self.group.size()
+        else:
+            sizes = self.sizes(streams or None) or (0,) * self.group.size()
         if self._cached is None:
             if torch.compiler.is_compiling():
                 raise RuntimeError(f"{self.owner} asks how many keys a cache holds; run it without torch.compile.")

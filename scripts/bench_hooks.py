@@ -3,7 +3,7 @@
 python scripts/bench_hooks.py pixart flux
 
 The last column is what a step of the parallel model takes beyond the model alone; the others say where our share of it goes, and an attention's.
-Communication is a copy within this process: with NCCL it costs a launch more or less than here.
+Time of this thread on the CPU, so that other programs disturb little. Communication is a copy within this process.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ LAYOUTS = (ParallelConfig(), ParallelConfig(2), ParallelConfig(1, 2, ring_method
 TIMED: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
     ("hooks", Injection, ("_enter", "_leave", "_cut", "_collect", "_localise_one")),
     ("attend", Sharding, ("attend",)),
-    ("attend", dit_usp.attention, ("_kernel",)),
     ("pack", dit_usp.attention, ("heads_to_sequence", "sequence_to_heads")),
     ("pack", dit_usp.attention.ring, ("gather_keys", "rotate")),
     ("send", dit_usp.attention.ulysses, ("exchange",)),
@@ -70,7 +69,7 @@ class Clock:
         return call
 
     def _turn(self) -> None:
-        now = time.perf_counter()
+        now = time.thread_time()
         if self._inside:
             self.spent[self._inside[-1]] += now - self._since
         self._since = now
@@ -113,13 +112,13 @@ THIN = {
 
 
 def _step_ms(model: nn.Module, inputs: Inputs) -> float:
-    start = time.perf_counter()
+    start = time.thread_time()
     model(**inputs, return_dict=False)
-    return 1000 * (time.perf_counter() - start)
+    return 1000 * (time.thread_time() - start)
 
 
 def _parts(model: nn.Module, inputs: Inputs, runs: int) -> tuple[dict[str, float], int]:
-    """ms a step in each part, and attentions across ranks in a step (`attend`, which asks for a kernel once)."""
+    """ms a step in each part, and attentions across ranks in a step."""
     clock = Clock()
     kept = [(owner, name, getattr(owner, name)) for _, owner, names in TIMED for name in names]
     for part, owner, names in TIMED:
@@ -131,7 +130,7 @@ def _parts(model: nn.Module, inputs: Inputs, runs: int) -> tuple[dict[str, float
     finally:
         for owner, name, function in kept:
             setattr(owner, name, function)
-    return {part: 1000 * spent / runs for part, spent in clock.spent.items()}, clock.calls["attend"] // 2 // runs
+    return {part: 1000 * spent / runs for part, spent in clock.spent.items()}, clock.calls["attend"] // runs
 
 
 @torch.no_grad()
