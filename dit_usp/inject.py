@@ -21,6 +21,7 @@ from dit_usp.models import REFUSED, find_plan
 from dit_usp.places import argument_names, by_name, change, modules_at, require
 from dit_usp.plan import Batch, Count, Exchange, Gather, Late, LogBase, Neighbour, Place, Reduce, Replicate, ShardPlan, Split, Word
 from dit_usp.rebind import twin
+from dit_usp.remembered import Remembered, numbers_of
 from dit_usp.sharding import Sharding
 from dit_usp.translate import translated
 
@@ -133,6 +134,7 @@ class Injection:
         self.made: dict[int, list[tuple[Any, Any]]] = {}  # by attention module: processors that were met, and ours in their place
         self.gathered: set[int] = set()  # the Gather words that acted in the forward under way
         self.cuts: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # of tensors that every block is handed: cut once a forward
+        self.ragged: Remembered[tuple[Any, ...]] = Remembered()
         self.counts = self._counts()
         self.rows: int | None = None  # batch of the forward under way, where its first argument is a tensor that has one
         self.batch: int | None = None  # the same before it was halved; None: it was not
@@ -179,7 +181,8 @@ class Injection:
             self.gathered.clear()
             self.cuts.clear()
             self.sharding.begin()
-            self.streams.begin(self._units(arguments), _signature(arguments, self.plan.ragged), arguments.get(self.plan.cache) is not None)
+            uses = tuple((name, value) for name, value in arguments.items() if isinstance(value, (str, bool, int)))
+            self.streams.begin(self._units(arguments), self._signature(arguments), arguments.get(self.plan.cache), uses)
             self._rebind_new_processors()
             arguments = self.counts | arguments
             for word in self.plan.words:
@@ -188,6 +191,11 @@ class Injection:
                         if not place.module and place.argument in arguments:
                             arguments[place.argument] = self._localise(arguments[place.argument], word, place)
         return arguments
+
+    def _signature(self, arguments: dict[str, Any]) -> tuple[Any, ...]:
+        """The shapes of a forward's tensor arguments, in order, and the values of the one that decides lengths."""
+        tensors = [(name, value) for name, value in arguments.items() if isinstance(value, Tensor)]
+        return tuple((name, numbers_of(value, self.ragged) if name == self.plan.ragged else (), tuple(value.shape)) for name, value in tensors)
 
     def _leave(self, output: Any) -> Any:
         if self.mesh.sequence.size() > 1:
@@ -477,9 +485,3 @@ def _dealt(items: list[Any], parts: int) -> list[list[Any]]:
     """`items` in runs, as torch.tensor_split would cut them."""
     ends = list(accumulate(collectives.split_sizes(len(items), parts)))
     return [items[start:end] for start, end in pairwise([0, *ends])]
-
-
-def _signature(arguments: dict[str, Any], ragged: str) -> tuple[Any, ...]:
-    """The shapes of a forward's tensor arguments, in order, and the values of the one that decides lengths."""
-    tensors = [(name, value) for name, value in arguments.items() if isinstance(value, Tensor)]
-    return tuple((name, tuple(value.flatten().tolist()) if name == ragged else (), tuple(value.shape)) for name, value in tensors)

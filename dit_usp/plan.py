@@ -293,7 +293,7 @@ class ShardPlan:
             `shared` says: {"text": "suffix"}. For models that slice a stream off by its length: [:, :-0] is empty.
         full: streams of which every rank needs a token, unless there are none at all: fewer are refused. Of the others a piece may be empty, if it is
             short: models reshape with a -1, which has no meaning for an empty tensor.
-        cache: an argument that holds keys of earlier forwards, each rank its own. Every forward that is given one asks once how many they are.
+        cache: an argument that holds keys of earlier forwards, each rank its own. How many they are is asked once for each content of it.
         ragged: a mask by which the model drops words: its values, not only its shape, decide how many keys the calls of stream "?" have.
         refused: arguments that cannot be shared over ranks, unless modules run whole by their config, and why.
         heads: the entry of the model's config that counts its attention heads.

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dit_usp import collectives
-from dit_usp.attention import PreparedMask, attend, needs_lse, prepare_mask
+from dit_usp.attention import Plans, PreparedMask, attend, needs_lse, prepare_mask
 from dit_usp.errors import UnsupportedError
 from dit_usp.mesh import Mesh
 from dit_usp.plan import LEARN, Call, ShardPlan
@@ -36,6 +36,8 @@ class Sharding:
         self.turn = 0
         self.late: Tensor | None = None
         self._masks: dict[object, tuple[Tensor, PreparedMask | None]] = {}  # for each kind of call of this forward its last mask, and made ready
+
+        self._plans: Plans = {}
 
     def begin(self) -> None:
         """A forward starts: the last one's masks are not this one's, wherever it ended."""
@@ -119,15 +121,17 @@ class Sharding:
         side = call.shared or self.streams.shared(None if call.keys == LEARN else call.keys)
         if side and call.keys == LEARN:
             raise UnsupportedError(f"{self.streams.owner}: {self.streams.shortage()}; use fewer ranks.")
-        own, common = _parted(side, kv_lengths[self.mesh.sequence.rank()], key.shape[1])
+        own, common = _parted(side, kv_lengths[self.mesh.sequence.rank()], key.shape[1]) if side or mask is not None else _ALL
+        prepared = None if mask is None else self._prepared(call, mask, own, common, (query.shape[2], key.shape[2]), lengths, kv_lengths)
         shared = (key[:, common], value[:, common], None) if side else None
-        heads = (query.shape[2], key.shape[2])
+        if side:
+            key, value = key[:, own], value[:, own]
         return attend(
             query,
-            key[:, own],
-            value[:, own],
+            key,
+            value,
             self.mesh,
-            attn_mask=None if mask is None else self._prepared(call, mask, own, common, heads, lengths, kv_lengths),
+            attn_mask=prepared,
             is_causal=is_causal,
             scale=scale,
             enable_gqa=enable_gqa,
@@ -136,6 +140,7 @@ class Sharding:
             shared=shared,
             local=local,
             backend=backend,
+            plans=self._plans,
         )
 
     def _prepared(
@@ -209,6 +214,9 @@ class Sharding:
         return rows[:, None] if rows.ndim == 3 else rows
 
 
+_ALL = slice(None), slice(0)
+
+
 def _same(mask: Tensor, other: Tensor) -> bool:
     """Whether both are one piece of memory: processors make a view of the mask anew in every block, mask[:, None, None, :]."""
     layouts = [(m.data_ptr(), m.dtype, m.shape, m.stride()) for m in (mask, other)]
@@ -218,7 +226,7 @@ def _same(mask: Tensor, other: Tensor) -> bool:
 def _parted(shared: str, own: int, total: int) -> tuple[slice, slice]:
     """Where this rank's own keys and the common ones lie among the `total` keys of a call."""
     if not shared:
-        return slice(None), slice(0)
+        return _ALL
     if shared == "prefix":
         return slice(total - own, None), slice(total - own)
     return slice(own), slice(own, None)

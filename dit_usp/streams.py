@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,9 @@ from torch import Tensor
 from dit_usp import collectives
 from dit_usp.errors import UnsupportedError
 from dit_usp.plan import KEEP, LEARN, Streams
+from dit_usp.remembered import Remembered, contents
+
+MOST = 256  # kinds of forward whose sizes are remembered
 
 
 class StreamState:
@@ -27,24 +31,31 @@ class StreamState:
         self.owner, self.group, self.full = owner, group, full
         self.short = dict(short)  # Dynamo does not trace through a read-only view
         self.lengths: dict[str, int] = {}
+        self._sums: dict[Hashable, tuple[int, ...]] = {}
         self.units: Mapping[str, int] = {}
         self.signature: Hashable = ()
         self._learned: dict[Hashable, tuple[int, ...]] = {}
         self._agreed: set[Hashable] = set()
         self._asked = 0
         self._cached: tuple[int, ...] | None = ()
+        self._cache: tuple[Hashable, list[Tensor]] = ((), [])
+        self._known: Remembered[tuple[int, ...]] = Remembered()
 
-    def begin(self, units: Mapping[str, int], signature: Hashable, cache: bool = False) -> None:
+    def begin(self, units: Mapping[str, int], signature: Hashable, cache: Any = None, uses: Hashable = ()) -> None:
         """A forward starts.
 
         Args:
             units: tokens a piece must hold a multiple of, by stream.
             signature: the shapes of all inputs: alike on every rank, it tells one kind of forward from another.
-            cache: this forward is given keys of earlier ones.
+            cache: what this forward is given with keys of earlier ones.
+            uses: the plain arguments, which say how it uses them.
         """
         self.lengths.clear()
         self.units, self.signature, self._asked = units, signature, 0
-        self._cached = None if cache else ()
+        self._cached = () if cache is None else None
+        if cache is not None and not torch.compiler.is_compiling():  # it may be written to before its keys are counted
+            held, tensors = contents(cache)
+            self._cache = (signature, uses, held), tensors
 
     def pieces(self, stream: str) -> tuple[int, ...]:
         """Tokens of a stream on each rank: torch.tensor_split's sizes, in whole units."""
@@ -57,6 +68,16 @@ class StreamState:
 
     def sizes(self, streams: Streams | None) -> tuple[int, ...]:
         """Tokens of these streams together (None: of all met so far) on each rank."""
+        if torch.compiler.is_compiling():  # a guard on what is remembered would have every block compiled anew
+            return self._sum(streams)
+        key = (streams, tuple(self.lengths.items()), tuple(self.units.items()))
+        if key not in self._sums:  # every attention of every forward asks
+            if len(self._sums) >= MOST:
+                self._sums.clear()
+            self._sums[key] = self._sum(streams)
+        return self._sums[key]
+
+    def _sum(self, streams: Streams | None) -> tuple[int, ...]:
         pieces = [self.pieces(stream) for stream in (self.lengths if streams is None else streams)]
         return tuple(map(sum, zip(*pieces, strict=True)))
 
@@ -72,6 +93,8 @@ class StreamState:
 
     def shared(self, streams: Streams | None) -> str:
         """Where, among the keys of these streams (None: all), those lie that every rank holds: "prefix", "suffix" or "" for none."""
+        if not self.short:
+            return ""
         return next((side for stream, side in self.short.items() if stream in (streams or self.lengths) and self.is_whole(stream)), "")
 
     def key_sizes(self, streams: Streams | None, own: int) -> tuple[int, ...]:
@@ -80,11 +103,16 @@ class StreamState:
         Args:
             own: this rank's, those held by every rank left out or not.
         """
-        sizes = self.sizes(tuple(stream for stream in (streams or self.lengths) if not self.is_whole(stream))) or (0,) * self.group.size()
+        if self.short:
+            streams_cut = tuple(stream for stream in (streams or self.lengths) if not self.is_whole(stream))
+            sizes = self.sizes(streams_cut) or (0,) * self.group.size()
+        else:
+            sizes = self.sizes(streams or None) or (0,) * self.group.size()
         if self._cached is None:
             if torch.compiler.is_compiling():
                 raise RuntimeError(f"{self.owner} asks how many keys a cache holds; run it without torch.compile.")
-            self._cached = collectives.exchange_lengths(own - self.sizes(streams)[self.group.rank()], self.group)
+            here = own - self.sizes(streams)[self.group.rank()]
+            self._cached = self._known.get(*self._cache, lambda: collectives.exchange_lengths(here, self.group))
         return tuple(map(sum, zip(sizes, self._cached, strict=True))) if self._cached else sizes
 
     def interleaved(self, streams: Streams | None) -> bool:

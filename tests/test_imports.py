@@ -20,7 +20,7 @@ LAYERS = (
     ("config", "embedded", "signature"),
     ("mesh",),
     ("collectives",),
-    ("plan", "places", "rebind", "streams", "halo", "linear", "attention", "models", "sharding", "translate", "graph", "compiled"),
+    ("plan", "places", "rebind", "remembered", "streams", "halo", "linear", "attention", "models", "sharding", "translate", "graph", "compiled"),
     ("inject",),
     ("launch", "status", "media", "formats", "saving", "results", "request", "prompts", "pipelines", "worker", "rank", "supervise", "engine"),
     ("bench", "topology"),

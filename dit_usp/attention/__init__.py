@@ -5,7 +5,8 @@ Dimensions: B batch, L this rank's queries, N its Ulysses group's, S all keys, H
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +36,8 @@ __all__ = [
     "usp_attention",
 ]
 
+# What `attend` has found of calls by their shapes: a caller's own, for calls on one mesh whose lengths are given.
+Plans = dict[Hashable, "_Plan"]
 Local = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool, float | None, bool], Tensor]
 Shared = tuple[Tensor, Tensor, Tensor | None]
 
@@ -101,6 +104,7 @@ def attend(
     shared: Shared | None = None,
     local: Local | None = None,
     backend: str = "auto",
+    plans: Plans | None = None,
 ) -> Tensor:
     """`usp_attention` in the layout (B, L, H, D), with keys that every rank has and with the caller's own kernel.
 
@@ -109,29 +113,101 @@ def attend(
         shared: (key, value, mask or None) that are the same on every rank, counted once, before all other keys: (B, T, G, D) and a mask
             broadcastable to (B, H, L, T). With a prepared attn_mask, shared's mask is already in it.
         local: the kernel to use, (q, k, v, attn_mask, is_causal, scale, enable_gqa) -> out (B, N, h, D). It gives no LSE: not for rotate.
+        plans: where what follows from the shapes of calls on this mesh is kept, checked and chosen once; used where `lengths` are given.
     """
-    unsaid = _unsaid(q_BLHD.shape[1], k_BLGD.shape[1], lengths, kv_lengths)
-    lengths, kv_lengths = _lengths(mesh, q_BLHD.shape[1], k_BLGD.shape[1], lengths, kv_lengths)
-    _check(q_BLHD, k_BLGD, v_BLGD, mesh, attn_mask, is_causal, enable_gqa, shared)
-    masked = attn_mask is not None or (shared is not None and shared[2] is not None)
-    name = _kernel(q_BLHD, k_BLGD, v_BLGD, mesh, masked, is_causal, lengths, kv_lengths, local, backend)
-    _check_equal(mesh, unsaid)
-    heads = split_heads(q_BLHD.shape[2], k_BLGD.shape[2], mesh.ulysses.size())
+    key = None
+    if plans is not None and lengths is not None and not torch.compiler.is_compiling():
+        key = _key(q_BLHD, k_BLGD, v_BLGD, attn_mask, is_causal, enable_gqa, lengths, kv_lengths, shared, local, backend)
+    plan = plans.get(key) if plans and key else None
+    if plan is None:
+        plan = _planned(q_BLHD, k_BLGD, v_BLGD, mesh, attn_mask, is_causal, enable_gqa, lengths, kv_lengths, shared, local, backend)
+        if plans is not None and key:
+            if len(plans) >= REMEMBERED:
+                plans.clear()
+            plans[key] = plan
     mask = (
         attn_mask
         if isinstance(attn_mask, PreparedMask)
-        else _prepared(attn_mask, mesh, q_BLHD.shape[2], k_BLGD.shape[2], lengths, kv_lengths, shared)
+        else _prepared(attn_mask, mesh, q_BLHD.shape[2], k_BLGD.shape[2], plan.lengths, plan.kv_lengths, shared)
     )
-    own_shared = _own_heads(shared, heads, mesh) if shared else None
-    if mask and mask.mask.shape[3] != (columns := sum(kv_lengths) + (shared[0].shape[1] if shared else 0)):
+    own_shared = _own_heads(shared, plan.heads, mesh) if shared else None
+    if mask and mask.mask.shape[3] != (columns := sum(plan.kv_lengths) + (shared[0].shape[1] if shared else 0)):
         raise ValueError(f"attn_mask was prepared for {mask.mask.shape[3]} keys; this call has {columns}.")
 
-    q, k, v = heads_to_sequence(q_BLHD, k_BLGD, v_BLGD, mesh.ulysses, _own(lengths, mesh), _own(kv_lengths, mesh))
-    if needs_lse(mesh):
-        out = _rotate(q, k, v, mesh, name, mask, is_causal, scale, lengths, kv_lengths, own_shared)
+    q, k, v = heads_to_sequence(q_BLHD, k_BLGD, v_BLGD, mesh.ulysses, plan.own, plan.kv_own, plan.heads)
+    if plan.rotates:
+        out = _rotate(q, k, v, mesh, plan.kernel, mask, is_causal, scale, plan.lengths, plan.kv_lengths, own_shared)
     else:
-        out = _attend_once(q, k, v, mesh, name, local, mask, is_causal, scale, lengths, kv_lengths, own_shared)
-    return sequence_to_heads(out.to(q.dtype), mesh.ulysses, heads.query, _own(lengths, mesh))
+        out = _attend_once(q, k, v, mesh, plan.kernel, local, mask, is_causal, scale, plan.lengths, plan.kv_lengths, own_shared)
+    return sequence_to_heads(out.to(q.dtype), mesh.ulysses, plan.heads.query, plan.own)
+
+
+class _Plan(NamedTuple):
+    """What follows from a call's shapes, which have been checked.
+
+    Attributes:
+        kernel: of our table, "" with the caller's own.
+        rotates: whether keys are passed on block by block.
+        heads: of each rank of the Ulysses group.
+        lengths, kv_lengths: query and key tokens on each rank.
+        own, kv_own: those of this rank's Ulysses group.
+    """
+
+    kernel: str
+    rotates: bool
+    heads: HeadSplit
+    lengths: tuple[int, ...]
+    kv_lengths: tuple[int, ...]
+    own: Sequence[int]
+    kv_own: Sequence[int]
+
+
+REMEMBERED = 256  # kinds of call
+
+
+def _key(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | PreparedMask | None,
+    is_causal: bool,
+    enable_gqa: bool,
+    lengths: Sequence[int],
+    kv_lengths: Sequence[int] | None,
+    shared: Shared | None,
+    local: Local | None,
+    backend: str,
+) -> Hashable:
+    """All that `_planned` looks at, but the mesh."""
+    grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    masked = mask.shape if isinstance(mask, Tensor) else mask is not None
+    sizes = tuple(lengths), None if kv_lengths is None else tuple(kv_lengths), shared and shared[2] is not None
+    return q.shape, k.shape, v.shape, q.dtype, q.device, grad, masked, is_causal, enable_gqa, sizes, shared is None, local is None, backend
+
+
+def _planned(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mesh: Mesh,
+    mask: Tensor | PreparedMask | None,
+    is_causal: bool,
+    enable_gqa: bool,
+    lengths: Sequence[int] | None,
+    kv_lengths: Sequence[int] | None,
+    shared: Shared | None,
+    local: Local | None,
+    backend: str,
+) -> _Plan:
+    """Check a call, in an order that is the same on every rank, and choose its kernel."""
+    unsaid = _unsaid(q.shape[1], k.shape[1], lengths, kv_lengths)
+    lengths, kv_lengths = _lengths(mesh, q.shape[1], k.shape[1], lengths, kv_lengths)
+    _check(q, k, v, mesh, mask, is_causal, enable_gqa, shared)
+    masked = mask is not None or (shared is not None and shared[2] is not None)
+    name = _kernel(q, k, v, mesh, masked, is_causal, lengths, kv_lengths, local, backend)
+    _check_equal(mesh, unsaid)
+    heads = split_heads(q.shape[2], k.shape[2], mesh.ulysses.size())
+    return _Plan(name, needs_lse(mesh), heads, lengths, kv_lengths, _own(lengths, mesh), _own(kv_lengths, mesh))
 
 
 def _unsaid(queries: int, keys: int, lengths: Sequence[int] | None, kv_lengths: Sequence[int] | None) -> dict[str, int]:

@@ -176,10 +176,13 @@ def passed_blocks(k_BTgD: Tensor, v_BTgD: Tensor, lengths: Sequence[int], group:
 
 
 def _one_buffer(k_BTgD: Tensor, v_BTgD: Tensor) -> Tensor:
-    """K, then V, flat; of equal shapes by one copy, also of the strided views that Ulysses gives."""
+    """K, then V, flat; by one copy, also of the strided views that Ulysses gives."""
     if k_BTgD.shape == v_BTgD.shape:
         return torch.stack([k_BTgD, v_BTgD]).view(-1)
-    return torch.cat([k_BTgD.reshape(-1), v_BTgD.reshape(-1)])
+    flat = k_BTgD.new_empty(k_BTgD.numel() + v_BTgD.numel())
+    for x, place in zip((k_BTgD, v_BTgD), flat.split([k_BTgD.numel(), v_BTgD.numel()]), strict=True):
+        place.view(x.shape).copy_(x)
+    return flat
 
 
 def _neighbours(sent: int, received: int, group: ProcessGroup) -> tuple[list[int], list[int]]:
