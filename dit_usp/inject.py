@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dit_usp import collectives, halo
 from dit_usp.errors import UnsupportedError
 from dit_usp.graph import ungraph
+from dit_usp.guidance import deal_calls
 from dit_usp.linear import LINEAR, LinearProcessor
 from dit_usp.mesh import Mesh
 from dit_usp.models import REFUSED, find_plan
@@ -33,7 +34,8 @@ def parallelize(transformer: M, mesh: Mesh, *, plan: ShardPlan | None = None) ->
 
     Args:
         transformer: a model with a shard plan, or a wrapper of several such as FluxMultiControlNetModel; its weights are whole on every rank.
-        mesh: from `init_mesh`. cfg_degree=2 halves the batch at the transformer's boundary.
+        mesh: from `init_mesh`. cfg_degree=2 halves the batch at the transformer's boundary, or each half of the ranks computes every other call, as
+            the model gets guidance; such calls give tensors that wait for their numbers until these are read (`dit_usp.guidance`).
         plan: how to shard it; None: what dit_usp.models knows of its class.
 
     Returns:
@@ -154,6 +156,8 @@ class Injection:
             before = lambda _, args, kwargs: ((), self._enter(by_name(self.names, args, kwargs)))  # noqa: E731
             self._hook(self.transformer.register_forward_pre_hook(before, with_kwargs=True, prepend=True))
             self._hook(self.transformer.register_forward_hook(lambda _, args, output: self._leave(output)))
+        if self.mesh.cfg.size() > 1 and self.plan.guidance == "calls":
+            self.undo.append(deal_calls(self.transformer, self.mesh.cfg, self._without_cfg()))
 
     def _counts(self) -> dict[str, int]:
         """The defaults of the forward's numbers of tokens: a stream that nobody counts is measured all the same."""
@@ -230,7 +234,7 @@ class Injection:
     def _halve(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Keep this rank's half of the guidance batch in every tensor that has that batch dimension."""
         self.batch = None
-        if self.mesh.cfg.size() == 1 or any(map(arguments.get, self.plan.unguided)):
+        if self.mesh.cfg.size() == 1 or self.plan.guidance != "batch" or any(map(arguments.get, self.plan.unguided)):
             return arguments
         latents = arguments[self.names[0]]  # of every transformer: a tensor, or a list of samples (Z-Image)
         batch = len(latents)
@@ -265,11 +269,14 @@ class Injection:
         return value if dim is None or dim < 0 else change(value, (), half)
 
     def _check_guidance(self) -> None:
-        if self.plan.guidance != "batch":
+        if not self.plan.guidance:
             raise UnsupportedError(
-                f"cfg_degree=2 needs guidance as two halves of one batch, which {self.plan.model} does not get from its pipelines. "
-                f"Try cfg_degree=1 with ulysses_degree={2 * self.mesh.config.ulysses_degree}."
+                f"cfg_degree=2 needs guidance as two halves of one batch or two calls a step, which {self.plan.model} "
+                f"does not get from its pipelines. Try {self._without_cfg()}."
             )
+
+    def _without_cfg(self) -> str:
+        return f"cfg_degree=1 with ulysses_degree={2 * self.mesh.config.ulysses_degree}"
 
     # -- the plan's words
 
