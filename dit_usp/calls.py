@@ -23,7 +23,7 @@ def kind_of_call(leaves: Sequence[Any], spec: TreeSpec) -> Any:
 
 
 def odd_argument(leaves: Sequence[Any]) -> str:
-    """The type of an argument that is neither a tensor nor a plain value, such as a cache; "" if there is none."""
+    """The type of an argument, or of a result, that is neither a tensor nor a plain value, such as a cache; "" if there is none."""
     return next((type(leaf).__name__ for leaf in leaves if not isinstance(leaf, (Tensor, *PLAIN))), "")
 
 

@@ -10,6 +10,7 @@ A rank has to know what a call will give before it can leave it out: the first c
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch.distributed import ProcessGroup
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
 
 from dit_usp import collectives
-from dit_usp.calls import kind_of_call, odd_argument, slot_of
+from dit_usp.calls import kind_of_call, odd_argument
 from dit_usp.errors import UnsupportedError
 
 REMEMBERED = 64  # kinds of call; one that was forgotten is computed by both halves again
@@ -60,7 +61,6 @@ class Round:
         """Fill all results, their views and their copies, on every rank. One collective, at the first time."""
         if self.is_over:
             return
-        self.is_over = True
         halves = [[_bytes(tensor) for result in self._results[half :: self.group.size()] for tensor in result] for half in range(self.group.size())]
         sizes = [sum(part.numel() for part in parts) for parts in halves]
         own = halves[self.group.rank()]
@@ -71,6 +71,7 @@ class Round:
                     part.copy_(numbers)
         for copy in self._copies:
             copy()
+        self.is_over = True
 
 
 def _bytes(tensor: Tensor) -> Tensor:
@@ -155,6 +156,22 @@ class Turns:
         return self.round
 
 
+@dataclass(frozen=True)
+class _Output:
+    """What calls of one kind give: plain values, and for each tensor its shape, type and device."""
+
+    leaves: tuple[Any, ...]
+    spec: TreeSpec
+
+    @classmethod
+    def of(cls, leaves: list[Any], spec: TreeSpec) -> _Output:
+        return cls(tuple(partial(torch.empty, x.shape, dtype=x.dtype, device=x.device) if isinstance(x, Tensor) else x for x in leaves), spec)
+
+    def empty(self) -> Any:
+        """The same with tensors to be filled."""
+        return tree_unflatten([leaf() if isinstance(leaf, partial) else leaf for leaf in self.leaves], self.spec)
+
+
 class DealtCalls:
     """Stands before a transformer, outside of its hooks and recordings, and computes or leaves out its calls.
 
@@ -165,10 +182,20 @@ class DealtCalls:
 
     def __init__(self, module: nn.Module, group: ProcessGroup, advice: str) -> None:
         self.module, self.turns = module, Turns(group, advice)
-        self._compiled_call_impl = module._compiled_call_impl  # as nn.Module has it: None, or what is called in place of the module's own
+        self._compiled_call_impl: Any = None  # as nn.Module has it: what is called in place of the module's own; None: that
         self.before: Callable[[tuple[Any, ...], dict[str, Any]], Any] | None = None
-        self._outputs: dict[Any, tuple[list[Any], TreeSpec]] = {}
+        self._outputs: dict[Any, _Output | None] = {}
         self._checked = False
+
+    def put_on(self) -> None:
+        """Catch the module's calls, those of its compiled form too."""
+        if self.module._compiled_call_impl is not self:
+            self._compiled_call_impl, self.module._compiled_call_impl = self.module._compiled_call_impl, self
+
+    def take_off(self) -> None:
+        """Undo `put_on`."""
+        if self.module._compiled_call_impl is self:
+            self.module._compiled_call_impl = self._compiled_call_impl
 
     def begin(self) -> None:
         """A pipeline's call starts."""
@@ -184,28 +211,36 @@ class DealtCalls:
         if before:
             before(args, kwargs)
         leaves, spec = tree_flatten((args, kwargs))
-        if torch.is_grad_enabled() or odd_argument(leaves):  # a cache, say, which both halves have to fill
+        if torch.is_grad_enabled() or odd_argument(leaves):  # such as a cache, which both halves have to fill
             return compute(*args, **kwargs)
         self._check()
         kind = next(self.module.parameters()).dtype, kind_of_call(leaves, spec)
         return self._dealt(partial(compute, *args, **kwargs), kind)
 
     def _dealt(self, compute: Callable[[], Any], kind: Any) -> Any:
-        round = self.turns.next_round(type(self.module).__name__)
-        if round.is_mine or kind not in self._outputs:
-            leaves, spec = tree_flatten(compute())
-            leaves = [leaf.contiguous() if isinstance(leaf, Tensor) else leaf for leaf in leaves]  # views are views on both halves
-            self._learn(kind, leaves, spec)
-        else:
-            known, spec = self._outputs[kind]
-            device = next(self.module.parameters()).device
-            leaves = [torch.empty_like(leaf, device=device) if isinstance(leaf, Tensor) else leaf for leaf in known]
-        round.add([leaf for leaf in leaves if isinstance(leaf, Tensor)])
-        return tree_unflatten([Awaited(leaf, round) if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
-
-    def _learn(self, kind: Any, leaves: list[Any], spec: TreeSpec) -> None:
         if kind not in self._outputs:
-            self._outputs[kind] = [torch.empty_like(leaf, device="meta") if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec
+            output = compute()
+            self._learn(kind, output)
+            return output if self._outputs[kind] is None else self._awaited(output)
+        known = self._outputs[kind]
+        if known is None:
+            return compute()
+        return self._awaited(compute() if self.turns.next_round(type(self.module).__name__).is_mine else known.empty())
+
+    def _awaited(self, output: Any) -> Any:
+        round, tensors = self.turns.next_round(type(self.module).__name__), list[Tensor]()
+
+        def awaited(tensor: Tensor) -> Awaited:
+            tensors.append(tensor.contiguous())  # so that what is a view on one half is a view on the other
+            return Awaited(tensors[-1], round)
+
+        output = tree_map_only(Tensor, awaited, output)
+        round.add(tensors)
+        return output
+
+    def _learn(self, kind: Any, output: Any) -> None:
+        leaves, spec = tree_flatten(output)
+        self._outputs[kind] = None if odd_argument(leaves) else _Output.of(leaves, spec)
         if len(self._outputs) > REMEMBERED:
             del self._outputs[next(iter(self._outputs))]
 
@@ -221,21 +256,3 @@ class DealtCalls:
                     f"Disable it, or try {self.turns.advice}."
                 )
         self._checked = True
-
-
-def deal_calls(module: nn.Module, group: ProcessGroup, advice: str) -> Callable[[], None]:
-    """Share a module's calls between the halves of ranks in `group`, in place; returns what undoes it."""
-    dealt = DealtCalls(module, group, advice)
-    module._compiled_call_impl = dealt
-
-    def undo() -> None:
-        if module._compiled_call_impl is dealt:
-            module._compiled_call_impl = dealt._compiled_call_impl
-
-    return undo
-
-
-def dealt_calls(module: nn.Module) -> DealtCalls | None:
-    """What `deal_calls` has put on a module."""
-    slot = slot_of(module)
-    return slot if isinstance(slot, DealtCalls) else None

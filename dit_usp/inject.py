@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dit_usp import collectives, halo
 from dit_usp.errors import UnsupportedError
 from dit_usp.graph import ungraph
-from dit_usp.guidance import deal_calls
+from dit_usp.guidance import DealtCalls
 from dit_usp.linear import LINEAR, LinearProcessor
 from dit_usp.mesh import Mesh
 from dit_usp.models import REFUSED, find_plan
@@ -83,6 +83,15 @@ def mesh_of(transformer: nn.Module) -> Mesh | None:
     return injection.mesh if injection else None
 
 
+def dealt_calls(transformer: nn.Module) -> DealtCalls | None:
+    """What shares a transformer's calls between two halves of the ranks, if anything does; outermost again where it was compiled in place since."""
+    injection = getattr(transformer, _MARK, None)
+    if injection is None or injection.dealt is None:
+        return None
+    injection.dealt.put_on()
+    return injection.dealt
+
+
 def nets_of(model: nn.Module) -> list[nn.Module]:
     """What a wrapper without a plan of its own holds as its `nets`, each once; nothing for any other model."""
     if any(find_plan(cls.__name__) for cls in type(model).__mro__):
@@ -139,6 +148,7 @@ class Injection:
         self.rows: int | None = None  # batch of the forward under way, where its first argument is a tensor that has one
         self.batch: int | None = None  # the same before it was halved; None: it was not
         self.has_halved = False  # in any forward yet
+        self.dealt: DealtCalls | None = None  # where the halves of the ranks take turns at whole calls
         self.samples: list[torch.Size] = []  # the sizes of its samples, where they come as a list
 
     def __deepcopy__(self, memo: Any) -> Any:
@@ -157,7 +167,9 @@ class Injection:
             self._hook(self.transformer.register_forward_pre_hook(before, with_kwargs=True, prepend=True))
             self._hook(self.transformer.register_forward_hook(lambda _, args, output: self._leave(output)))
         if self.mesh.cfg.size() > 1 and self.plan.guidance == "calls":
-            self.undo.append(deal_calls(self.transformer, self.mesh.cfg, self._without_cfg()))
+            self.dealt = DealtCalls(self.transformer, self.mesh.cfg, self._without_cfg())
+            self.dealt.put_on()
+            self.undo.append(self.dealt.take_off)
 
     def _counts(self) -> dict[str, int]:
         """The defaults of the forward's numbers of tokens: a stream that nobody counts is measured all the same."""

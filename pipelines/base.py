@@ -18,8 +18,8 @@ from dit_usp.compiled import compile_blocks
 from dit_usp.config import ParallelConfig
 from dit_usp.errors import UnsupportedError
 from dit_usp.graph import When, graph, graph_of
-from dit_usp.guidance import Turns, dealt_calls
-from dit_usp.inject import mesh_of, parallelize, unparallelize
+from dit_usp.guidance import Turns
+from dit_usp.inject import dealt_calls, mesh_of, parallelize, unparallelize
 from dit_usp.mesh import Mesh
 from dit_usp.models import find_plan
 from dit_usp.pipelines import pixart

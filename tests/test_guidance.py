@@ -6,11 +6,12 @@ import pytest
 import torch
 from test_parity import error, forward
 from tiny import build
+from torch import nn
 
 from dit_usp.config import ParallelConfig
 from dit_usp.errors import UnsupportedError
-from dit_usp.guidance import Awaited, dealt_calls
-from dit_usp.inject import parallelize, unparallelize
+from dit_usp.guidance import Awaited, DealtCalls
+from dit_usp.inject import dealt_calls, parallelize, unparallelize
 from dit_usp.mesh import init_mesh
 
 STEPS = 4
@@ -160,6 +161,48 @@ def with_gradients():
 
 def test_calls_for_gradients_are_not_shared(ranks):
     assert all(ranks(2, with_gradients))
+
+
+def compiled_in_place():
+    """After the transformer was compiled, as a pipeline finds it at its next call."""
+    model, inputs = build("wan", batch=1)
+    wanted = steps(model, inputs, as_wan)
+    parallelize(model, init_mesh(ParallelConfig(cfg_degree=2), "cpu"))
+    model.compile(backend="eager")
+    dealt_calls(model).begin()
+    with torch.no_grad():
+        shared = isinstance(model(**inputs).sample, Awaited)
+    got = steps(model, inputs, as_wan)
+    return shared, max(error(one, other) for one, other in zip(got, wanted, strict=True))
+
+
+def test_a_transformer_compiled_in_place_is_shared_too(ranks):
+    for shared, worst in ranks(2, compiled_in_place):
+        assert shared
+        assert worst <= 1e-5
+
+
+class Holding(nn.Module):
+    """Its calls give an object beside a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+
+    def forward(self, x):
+        return self.weight * x, object()
+
+
+def holding():
+    model = Holding()
+    DealtCalls(model, init_mesh(ParallelConfig(cfg_degree=2), "cpu").cfg, "").put_on()
+    with torch.no_grad():
+        results = [model(torch.ones(2)) for _ in range(3)]
+    return all(type(tensor) is torch.Tensor for tensor, _ in results), len({id(one) for _, one in results})
+
+
+def test_what_gives_more_than_tensors_is_computed_by_both_halves(ranks):
+    assert ranks(2, holding) == [(True, 3)] * 2
 
 
 def taken_off():

@@ -19,8 +19,7 @@ from tiny_pipelines import TINY, build, default_call
 
 from dit_usp import ParallelConfig, UnsupportedError, pipelines
 from dit_usp.cli.inputs import needed
-from dit_usp.guidance import dealt_calls
-from dit_usp.inject import unparallelize
+from dit_usp.inject import dealt_calls, unparallelize
 from dit_usp.pipelines.agreement import mark
 from dit_usp.pipelines.base import described, sharded_parts
 from dit_usp.pipelines.deal import PER_PROMPT, has_picture
