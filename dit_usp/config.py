@@ -91,7 +91,7 @@ def choose_layout(world_size: int, *, heads: int | None = None, guidance: bool =
     Args:
         world_size: ranks to use, all of them.
         heads: attention heads of the model (None: unknown, the whole sequence degree goes to Ulysses).
-        guidance: whether the transformer's batch holds a conditional and an unconditional half.
+        guidance: whether there is a conditional and an unconditional half, in one batch or in two calls of the transformer.
         num_images: images asked for in all.
 
     Raises:
@@ -106,7 +106,7 @@ def choose_layout(world_size: int, *, heads: int | None = None, guidance: bool =
     rest = world_size // data
     cfg = 2 if guidance and rest % 2 == 0 else 1
     if cfg == 2:
-        reasons.append("cfg 2: each half of the guidance batch has its own ranks; they exchange one output a step.")
+        reasons.append("cfg 2: each half of guidance has its own ranks; they exchange one output a step.")
     rest //= cfg
     ulysses = _ulysses_degree(rest, heads)
     ring = rest // ulysses

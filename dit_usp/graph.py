@@ -20,6 +20,7 @@ from torch.distributed import ProcessGroup
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 from dit_usp import collectives
+from dit_usp.calls import PLAIN, kind_of_call, odd_argument, slot_of
 from dit_usp.mesh import Mesh
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,6 @@ LAUNCH_BOUND = 0.9  # of the GPU's time: with a CPU that is done only then, the 
 TOLERANCE = 1e-2  # relative, of a replay against the same call run plainly: bf16 rounds to 4e-3, a stale input is far off
 REMEMBERED = 64  # kinds of call
 _TORCHS = frozenset(vars(nn.Module()))  # the attributes of every module
-_PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device)
 
 Replay = Callable[[], None]
 Record = Callable[[Callable[[], Any]], tuple[Replay, Any]]
@@ -50,11 +50,15 @@ def graph(transformer: M, mesh: Mesh | None = None, *, when: When = "auto") -> M
         when: "auto": only calls whose launches keep the GPU waiting; True: all that can be.
     """
     ungraph(transformer)
-    if transformer._compiled_call_impl is not None:
+    slot = slot_of(transformer)
+    if slot._compiled_call_impl is not None:
         logger.info("CUDA graph of %s: not recorded: it is compiled as a whole", type(transformer).__name__)
         return transformer
-    groups = [group for group in (mesh.sequence, mesh.cfg) if group.size() > 1] if mesh else []
-    transformer._compiled_call_impl = CallGraph(transformer, groups, when)  # what nn.Module calls in place of itself, hooks and all
+    sharing = [mesh.sequence, mesh.cfg] if mesh else []
+    if slot is not transformer:  # each half of the ranks has calls of its own
+        sharing = sharing[:1]
+    groups = [group for group in sharing if group.size() > 1]
+    slot._compiled_call_impl = CallGraph(transformer, groups, when)  # what nn.Module calls in place of itself, hooks and all
     return transformer
 
 
@@ -62,12 +66,12 @@ def ungraph(transformer: nn.Module) -> None:
     """Undo `graph`, and free what was recorded."""
     if graphed := graph_of(transformer):
         graphed.clear()
-        transformer._compiled_call_impl = None
+        slot_of(transformer)._compiled_call_impl = None
 
 
 def graph_of(transformer: nn.Module) -> CallGraph | None:
     """What `graph` has put on a transformer."""
-    call = transformer._compiled_call_impl
+    call = slot_of(transformer)._compiled_call_impl
     return call if isinstance(call, CallGraph) else None
 
 
@@ -125,7 +129,7 @@ class CallGraph:
         if reason := self._unfit(leaves):
             self._tell(reason)
             return self.module._call_impl(*args, **kwargs)
-        entry = self._entry(_signature(leaves, spec))
+        entry = self._entry(kind_of_call(leaves, spec))
         plain = lambda: self.module._call_impl(*args, **kwargs)  # noqa: E731
         if entry.refused or entry.calls == 1:
             return plain()
@@ -181,7 +185,7 @@ class CallGraph:
         device = next(self.module.parameters()).device
         if any(isinstance(leaf, Tensor) and leaf.device != device for leaf in leaves):
             return f"an input is not on {device}"
-        if odd := next((type(leaf).__name__ for leaf in leaves if not isinstance(leaf, (Tensor, *_PLAIN))), ""):
+        if odd := odd_argument(leaves):
             return f"it is called with a {odd}"
         return ""
 
@@ -297,16 +301,6 @@ def _watch(plain: Callable[[], Any]) -> tuple[Any, str, float]:
     return output, (waits or [""])[0], 1000 * launched / max(start.elapsed_time(end), 1e-3)
 
 
-def _signature(leaves: Sequence[Any], spec: TreeSpec) -> Any:
-    """What a recording depends on beside the values in tensors.
-
-    Not strides: inputs are copied, and ranks may hold the same values in other strides.
-    """
-    autocast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
-    kinds = tuple((tuple(x.shape), x.dtype, x.device) if isinstance(x, Tensor) else (type(x), x) for x in leaves)
-    return kinds, str(spec), autocast, torch.is_inference_mode_enabled()
-
-
 def _state(module: nn.Module) -> Any:
     """All that a forward reads beside its arguments: layers and processors with their plain settings, where weights and tables lie, the config."""
     layers = list(module.modules())
@@ -331,7 +325,7 @@ def _frozen(value: Any) -> Any:
         return tuple((name, _frozen(item)) for name, item in value.items())
     if isinstance(value, (list, tuple, set)):
         return tuple(map(_frozen, value))
-    return value if isinstance(value, _PLAIN) else type(value).__name__
+    return value if isinstance(value, PLAIN) else type(value).__name__
 
 
 def _tensors(output: Any) -> list[Tensor]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dit_usp import collectives, halo
 from dit_usp.errors import UnsupportedError
 from dit_usp.graph import ungraph
+from dit_usp.guidance import DealtCalls
 from dit_usp.linear import LINEAR, LinearProcessor
 from dit_usp.mesh import Mesh
 from dit_usp.models import REFUSED, find_plan
@@ -34,7 +35,8 @@ def parallelize(transformer: M, mesh: Mesh, *, plan: ShardPlan | None = None) ->
 
     Args:
         transformer: a model with a shard plan, or a wrapper of several such as FluxMultiControlNetModel; its weights are whole on every rank.
-        mesh: from `init_mesh`. cfg_degree=2 halves the batch at the transformer's boundary.
+        mesh: from `init_mesh`. cfg_degree=2 halves the batch at the transformer's boundary, or each half of the ranks computes every other call, as
+            the model gets guidance; such calls give tensors that wait for their numbers until these are read (`dit_usp.guidance`).
         plan: how to shard it; None: what dit_usp.models knows of its class.
 
     Returns:
@@ -80,6 +82,15 @@ def mesh_of(transformer: nn.Module) -> Mesh | None:
     """The ranks that share a transformer's forward; None: it is not parallelized."""
     injection = getattr(transformer, _MARK, None)
     return injection.mesh if injection else None
+
+
+def dealt_calls(transformer: nn.Module) -> DealtCalls | None:
+    """What shares a transformer's calls between two halves of the ranks, if anything does; outermost again where it was compiled in place since."""
+    injection = getattr(transformer, _MARK, None)
+    if injection is None or injection.dealt is None:
+        return None
+    injection.dealt.put_on()
+    return injection.dealt
 
 
 def nets_of(model: nn.Module) -> list[nn.Module]:
@@ -139,6 +150,7 @@ class Injection:
         self.rows: int | None = None  # batch of the forward under way, where its first argument is a tensor that has one
         self.batch: int | None = None  # the same before it was halved; None: it was not
         self.has_halved = False  # in any forward yet
+        self.dealt: DealtCalls | None = None  # where the halves of the ranks take turns at whole calls
         self.samples: list[torch.Size] = []  # the sizes of its samples, where they come as a list
 
     def __deepcopy__(self, memo: Any) -> Any:
@@ -156,6 +168,10 @@ class Injection:
             before = lambda _, args, kwargs: ((), self._enter(by_name(self.names, args, kwargs)))  # noqa: E731
             self._hook(self.transformer.register_forward_pre_hook(before, with_kwargs=True, prepend=True))
             self._hook(self.transformer.register_forward_hook(lambda _, args, output: self._leave(output)))
+        if self.mesh.cfg.size() > 1 and self.plan.guidance == "calls":
+            self.dealt = DealtCalls(self.transformer, self.mesh.cfg, self._without_cfg())
+            self.dealt.put_on()
+            self.undo.append(self.dealt.take_off)
 
     def _counts(self) -> dict[str, int]:
         """The defaults of the forward's numbers of tokens: a stream that nobody counts is measured all the same."""
@@ -238,7 +254,7 @@ class Injection:
     def _halve(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Keep this rank's half of the guidance batch in every tensor that has that batch dimension."""
         self.batch = None
-        if self.mesh.cfg.size() == 1 or any(map(arguments.get, self.plan.unguided)):
+        if self.mesh.cfg.size() == 1 or self.plan.guidance != "batch" or any(map(arguments.get, self.plan.unguided)):
             return arguments
         latents = arguments[self.names[0]]  # of every transformer: a tensor, or a list of samples (Z-Image)
         batch = len(latents)
@@ -273,11 +289,14 @@ class Injection:
         return value if dim is None or dim < 0 else change(value, (), half)
 
     def _check_guidance(self) -> None:
-        if self.plan.guidance != "batch":
+        if not self.plan.guidance:
             raise UnsupportedError(
-                f"cfg_degree=2 needs guidance as two halves of one batch, which {self.plan.model} does not get from its pipelines. "
-                f"Try cfg_degree=1 with ulysses_degree={2 * self.mesh.config.ulysses_degree}."
+                f"cfg_degree=2 needs guidance as two halves of one batch or two calls a step, which {self.plan.model} "
+                f"does not get from its pipelines. Try {self._without_cfg()}."
             )
+
+    def _without_cfg(self) -> str:
+        return f"cfg_degree=1 with ulysses_degree={2 * self.mesh.config.ulysses_degree}"
 
     # -- the plan's words
 

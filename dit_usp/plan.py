@@ -286,7 +286,9 @@ class ShardPlan:
     Attributes:
         model: the class's name in diffusers.
         words: what is cut, exchanged and collected.
-        guidance: "batch" where pipelines put the conditional and the unconditional half in one call, so that cfg_degree=2 can halve it; else "".
+        guidance: what cfg_degree=2 shares: "batch" where pipelines put the conditional and the unconditional half in one call, "calls" where they
+            make a call for each and read no result before the second. "whole" for ControlNets beside these: both halves of the ranks compute them.
+            "": nothing.
         unguided: arguments that mark calls outside guidance: both halves of the ranks compute them whole.
         units: streams whose pieces end on whole rows or frames of latent patches: {"image": "row"}, {"image": "frame"}.
         short: streams that stay whole on every rank while they have fewer tokens than there are ranks, and where their keys then lie in a call, as
@@ -301,7 +303,7 @@ class ShardPlan:
 
     model: str
     words: tuple[Word, ...]
-    guidance: Literal["", "batch"] = ""
+    guidance: Literal["", "batch", "calls", "whole"] = ""
     unguided: Streams = ()
     units: Mapping[str, Literal["row", "frame"]] = field(default_factory=dict)
     short: Mapping[str, Literal["prefix", "suffix"]] = field(default_factory=dict)

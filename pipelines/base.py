@@ -18,13 +18,14 @@ from dit_usp.compiled import compile_blocks
 from dit_usp.config import ParallelConfig
 from dit_usp.errors import UnsupportedError
 from dit_usp.graph import When, graph, graph_of
-from dit_usp.inject import mesh_of, parallelize, unparallelize
+from dit_usp.guidance import Turns
+from dit_usp.inject import dealt_calls, mesh_of, parallelize, unparallelize
 from dit_usp.mesh import Mesh
 from dit_usp.models import find_plan
 from dit_usp.pipelines import pixart
 from dit_usp.pipelines.agreement import check_arguments, check_first_step
 from dit_usp.pipelines.deal import Share, blank, collect, deal
-from dit_usp.pipelines.layout import Part, check_layout, default_layout, fewest_heads, planned, without_cfg
+from dit_usp.pipelines.layout import Part, check_layout, default_layout, fewest_heads, is_distilled, off, planned, without_cfg
 from dit_usp.pipelines.noise import RowsOfBatch, share_noise, swapped
 from dit_usp.pipelines.progress import StepBar
 from dit_usp.pipelines.table import NO_LATENTS, ONE_A_PROMPT
@@ -94,8 +95,9 @@ class USPPipelineMixin(DiffusionPipeline):
         if on_stage:
             on_stage("load")
         device_type = _device_type(options.pop("device_map", None))
-        parts = cls._saved_parts(pretrained_model_name_or_path, options)
-        parallel = parallel or default_layout(_world_size(), cls._plain_name(), parts, cls._is_guided())
+        index = cls.load_config(pretrained_model_name_or_path, **hub_options(options))
+        parts = cls._saved_parts(pretrained_model_name_or_path, index, options)
+        parallel = parallel or default_layout(_world_size(), cls._plain_name(), parts, cls._is_guided(index))
         check_layout(parallel, cls._plain_name(), parts)
         mesh = launch.join(parallel, device_type)
         pipe = cls._read(super().from_pretrained, pretrained_model_name_or_path, options, on_stage, on_step, compile, graph)
@@ -165,7 +167,7 @@ class USPPipelineMixin(DiffusionPipeline):
     def _join(self, parallel: ParallelConfig | None, device_type: str | None) -> Any:
         """Move to this rank's device and share the calls over the ranks there are, by a layout that is picked unless one is asked for."""
         name, parts = self._plain_name(), described(self)
-        parallel = parallel or default_layout(_world_size(), name, parts, self._is_guided())
+        parallel = parallel or default_layout(_world_size(), name, parts, self._is_guided(self.config))
         check_layout(parallel, name, parts)
         mesh = launch.join(parallel, _device_type(device_type))
         return self.to(mesh.device).parallelize(mesh)
@@ -185,6 +187,10 @@ class USPPipelineMixin(DiffusionPipeline):
                 compile_blocks(part)
             if self._graph and mesh.device.type == "cuda":
                 graph(part, mesh, when=self._graph)
+        turns = Turns(mesh.cfg, without_cfg(mesh.config, fewest_heads(described(self))))
+        for part in sharded_parts(self):
+            if dealt := dealt_calls(part):
+                dealt.turns = turns
         self.mesh = mesh
         return self
 
@@ -194,16 +200,14 @@ class USPPipelineMixin(DiffusionPipeline):
         return cls.__name__.removeprefix("USP")
 
     @classmethod
-    def _is_guided(cls) -> bool:
-        """Whether a call that says nothing of guidance has it: distilled models' pipelines have guidance_scale=1."""
-        scale = _default_guidance(cls.__call__)
-        return scale is None or scale > 1
+    def _is_guided(cls, index: Mapping[str, Any]) -> bool:
+        """Whether a call of the pipeline with this model_index.json that says nothing of guidance has it: distilled models' have guidance_scale=1."""
+        return not (is_distilled(index) or off(cls._plain_name(), inspect.signature(cls.__call__).parameters, {}))
 
     @classmethod
-    def _saved_parts(cls, path: Any, options: Mapping[str, Any]) -> list[Part]:
+    def _saved_parts(cls, path: Any, index: Mapping[str, Any], options: Mapping[str, Any]) -> list[Part]:
         """What would be loaded: class names and configs of the transformers and ControlNets that have a plan."""
         hub = hub_options(options)
-        index = cls.load_config(path, **hub)
         given = {name: options[name] for name in index if options.get(name) is not None}
         saved = {name: model for name, model in planned(index).items() if name not in given}
         loaded = [(model, _ModelConfig.load_config(path, subfolder=name, **hub)) for name, model in saved.items()]
@@ -269,6 +273,8 @@ class USPPipelineMixin(DiffusionPipeline):
         arguments = self._bound(function, args, kwargs)
         self.on_stage("encode")
         for part in sharded_parts(self):
+            if dealt := dealt_calls(part):
+                dealt.begin()
             if graphed := graph_of(part):
                 graphed.begin(paused="a callback may change the model between its steps" if arguments.get("callback_on_step_end") else "")
         with ExitStack() as stack:
@@ -297,11 +303,13 @@ class USPPipelineMixin(DiffusionPipeline):
 
     def _check_guidance(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
         assert self.mesh
-        scale = arguments.get("guidance_scale", _default_guidance(function))
-        if self.mesh.cfg.size() > 1 and isinstance(scale, (int, float)) and scale <= 1:
+        if self.mesh.cfg.size() == 1:
+            return
+        if reason := off(self._plain_name(), inspect.signature(function).parameters, arguments):
+            cause, remedy = reason
             raise UnsupportedError(
-                f"cfg_degree=2 shares the two halves of guidance, which guidance_scale={scale} switches off. "
-                f"Try guidance_scale above 1, or {without_cfg(self.mesh.config, fewest_heads(described(self)))}."
+                f"cfg_degree=2 shares the two halves of guidance, which {cause} switches off. "
+                f"Try {remedy}, or {without_cfg(self.mesh.config, fewest_heads(described(self)))}."
             )
 
     def _call_on_replicas(self, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
@@ -345,9 +353,9 @@ class USPPipelineMixin(DiffusionPipeline):
                 check_first_step(by_name(argument_names(module), args, kwargs), mesh)
 
             for part in sharded_parts(self) if mesh and mesh.sequence.size() * mesh.cfg.size() > 1 else ():
-                if graphed := graph_of(part):
-                    graphed.before = partial(check, part)
-                    hooks.callback(setattr, graphed, "before", None)
+                if outermost := dealt_calls(part) or graph_of(part):
+                    outermost.before = partial(check, part)
+                    hooks.callback(setattr, outermost, "before", None)
                 elif part._compiled_call_impl is None:  # compiled as a whole in place it has its hooks in the graph, where ranks cannot be compared
                     hooks.callback(part.register_forward_pre_hook(check, with_kwargs=True, prepend=True).remove)
             yield
@@ -367,12 +375,6 @@ def _is_sharded(name: str, part: Any) -> bool:
 def described(pipe: DiffusionPipeline) -> list[Part]:
     """Class names and configs of the parts that are sharded."""
     return [(type(part).__name__, part.config) for part in sharded_parts(pipe)]
-
-
-def _default_guidance(function: Callable[..., Any]) -> Any:
-    """The guidance_scale of diffusers' call if nothing is said; None where there is none."""
-    known = inspect.signature(function).parameters.get("guidance_scale")
-    return known.default if known else None
 
 
 def _knows_latents(function: Callable[..., Any]) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from dit_usp.config import ParallelConfig
 from dit_usp.errors import UnsupportedError
 from dit_usp.models import find_plan
-from dit_usp.pipelines.table import NOT_DEALT, NOT_HALVED
+from dit_usp.pipelines.table import IGNORES_TRUE, NO_GUIDANCE, NOT_DEALT, NOT_HALVED, TRUE_SCALE
 
 Part = tuple[str, Mapping[str, Any]]  # a transformer's or a ControlNet's class name, and its config.json
 
@@ -25,9 +25,36 @@ def default_layout(world_size: int, pipeline: str, parts: Sequence[Part], guided
 
 
 def has_halves(pipeline: str, parts: Sequence[Part]) -> bool:
-    """Whether the pipeline gives its models both halves of guidance as one batch."""
+    """Whether the pipeline gives its models both halves of guidance, as one batch or in two calls."""
     plans = [find_plan(model) for model, _ in parts]  # a model that runs by its own `_cp_plan` has none
-    return pipeline not in NOT_HALVED and all(plan is not None and plan.guidance == "batch" for plan in plans)
+    kinds = {plan.guidance if plan else "" for plan in plans}
+    return pipeline not in NOT_HALVED and (kinds <= {"batch"} or "calls" in kinds <= {"calls", "whole"})
+
+
+def is_distilled(index: Mapping[str, Any]) -> bool:
+    """Whether a pipeline's model_index.json, or its config, says that it makes no second call a step."""
+    return bool(index.get("is_distilled")) or ("guider" in index and not index["guider"][1])
+
+
+def off(pipeline: str, parameters: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[str, str] | None:
+    """What switches the guidance off in a call of the pipeline, and what would switch it on; None: nothing that its arguments tell.
+
+    Args:
+        parameters: those of diffusers' call, by name.
+        arguments: those given.
+    """
+    name = contrast(pipeline, parameters)
+    scale = arguments.get(name, parameters[name].default) if name in parameters else None
+    if isinstance(scale, (int, float)) and scale <= (none := NO_GUIDANCE.get(pipeline, 1)):
+        return f"{name}={scale:g}", f"{name} above {none}"
+    if name == TRUE_SCALE and all(arguments.get(negative) is None for negative in ("negative_prompt", "negative_prompt_embeds")):
+        return "a missing negative_prompt", "negative_prompt=' '"
+    return None
+
+
+def contrast(pipeline: str, parameters: Collection[str]) -> str:
+    """The prompt's strength against the negative one. Where that is true_cfg_scale, guidance_scale is another thing, told to a distilled model."""
+    return TRUE_SCALE if TRUE_SCALE in parameters and pipeline not in IGNORES_TRUE else "guidance_scale"
 
 
 def fewest_heads(parts: Sequence[Part]) -> int | None:
@@ -44,7 +71,7 @@ def check_layout(parallel: ParallelConfig, pipeline: str, parts: Sequence[Part])
     """Refuse what the pipeline cannot do.
 
     Raises:
-        UnsupportedError: fewer heads than ulysses_degree, guidance that is not two halves of one batch with cfg_degree=2, or data_degree > 1
+        UnsupportedError: fewer heads than ulysses_degree, guidance that cannot be shared with cfg_degree=2, or data_degree > 1
             where a call makes one thing, or its things depend on one another.
     """
     for part in parts:
@@ -53,7 +80,8 @@ def check_layout(parallel: ParallelConfig, pipeline: str, parts: Sequence[Part])
     if parallel.cfg_degree > 1 and not has_halves(pipeline, parts):
         reason = f"{pipeline} does not make: {NOT_HALVED[pipeline]}" if pipeline in NOT_HALVED else f"{parts[0][0]} does not get from its pipelines"
         raise UnsupportedError(
-            f"cfg_degree=2 needs guidance as two halves of one batch, which {reason}. Try {without_cfg(parallel, fewest_heads(parts))}."
+            f"cfg_degree=2 needs guidance as two halves of one batch or two calls a step, which {reason}. "
+            f"Try {without_cfg(parallel, fewest_heads(parts))}."
         )
     if parallel.data_degree > 1 and pipeline in NOT_DEALT:
         ranks = parallel.data_degree * parallel.sequence_degree

@@ -155,8 +155,27 @@ ONE_A_PROMPT = (
     "HunyuanVideo15Pipeline",
     "HeliosPipeline",
 )
-# Whose model's guidance is two halves of one batch, but not in these pipelines, and why: cfg_degree=2 is refused.
+TRUE_SCALE = "true_cfg_scale"  # guidance by two calls a step, which there are if it is above 1 and a negative prompt is given
+IGNORES_TRUE = ("ChromaInpaintPipeline",)  # of diffusers 0.42 takes it and never reads it
+NO_GUIDANCE = {"Krea2Pipeline": 0}  # the guidance_scale that switches guidance off, where it is not 1
+# Whose model's guidance can be shared, but not in these pipelines, and why: cfg_degree=2 is refused.
 NOT_HALVED: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            "FluxFillPipeline",
+            "FluxControlPipeline",
+            "VisualClozePipeline",
+            "FluxControlImg2ImgPipeline",
+            "FluxControlInpaintPipeline",
+            "FluxControlNetImg2ImgPipeline",
+            "FluxControlNetInpaintPipeline",
+            "VisualClozeGenerationPipeline",
+            "Flux2Pipeline",
+            "Flux2KleinKVPipeline",
+        ),
+        "it makes one call a step",
+    ),
+    **dict.fromkeys(("GlmImagePipeline", "QwenImage21Pipeline"), "its calls fill and read a cache of keys"),
     **dict.fromkeys(("ZImageControlNetPipeline", "ZImageControlNetInpaintPipeline"), "its ControlNet's residuals are padded to the longer half"),
     **dict.fromkeys(("SanaSprintPipeline", "SanaSprintImg2ImgPipeline"), "the guidance scale is an input of its model"),
     **dict.fromkeys(

@@ -107,8 +107,14 @@ CASES: dict[str, str] = {
     "x --nproc 3 --ulysses 2 --ring 2": "--nproc 3, but --ulysses 2 --ring 2 makes 4; use --nproc 4.",
     "x --cfg 2 --guidance 1": "--cfg 2 shares the two halves of guidance, which --guidance 1 switches off; "
     "use --guidance above 1, or --cfg 1 with --ulysses 2 --ring 1.",
-    f"x --model {FLUX} --cfg 2": "--cfg 2 needs guidance as two halves of one batch, which FluxTransformer2DModel does not get from its pipelines. "
-    "Try --cfg 1 with --ulysses 2 --ring 1.",
+    f"x --model {FLUX} --cfg 2": "--cfg 2 shares the two halves of guidance, which true_cfg_scale=1 switches off; "
+    "use true_cfg_scale above 1, or --cfg 1 with --ulysses 2 --ring 1.",
+    f"x --model {QWEN} --cfg 2": "--cfg 2 shares the two halves of guidance, which a missing --negative switches off; "
+    "use --negative ' ', or --cfg 1 with --ulysses 2 --ring 1.",
+    f"x --model {WAN} --cfg 2 --guidance 1": "--cfg 2 shares the two halves of guidance, which --guidance 1 switches off; "
+    "use --guidance above 1, or --cfg 1 with --ulysses 2 --ring 1.",
+    f"x --model {COSMOS} --cfg 2": "--cfg 2 needs guidance as two halves of one batch or two calls a step, "
+    "which CosmosTransformer3DModel does not get from its pipelines. Try --cfg 1 with --ulysses 2 --ring 1.",
     "x --data 2": "--data 2 has nothing to do with 1 picture; use --data 1 or --images 2.",
     "--prompts two.txt --data 3": "--data 3 has nothing to do with 2 pictures; use --data 2 or --images 3.",
     "x --ring-method gather": "--ring-method gather says how a ring of ranks passes keys on, "

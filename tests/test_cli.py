@@ -406,8 +406,7 @@ def test_print_plan_is_three_lines_and_makes_nothing(requests: list[Request], ca
     assert requests == []
     assert capsys.readouterr().out.splitlines() == [
         "layout: ulysses 2 x ring 1 x cfg 2 x data 1 = 4 ranks (cpu, float32)",
-        "why: cfg 2: each half of the guidance batch has its own ranks; they exchange one output a step. "
-        "ulysses 2: two all-to-alls an attention, 8 heads.",
+        "why: cfg 2: each half of guidance has its own ranks; they exchange one output a step. ulysses 2: two all-to-alls an attention, 8 heads.",
         "work: 3 pictures of 256 x 256 by PixArtAlphaPipeline of emoji-pixart-256, 5 steps, 256 tokens, 128 a rank",
     ]
 
@@ -444,7 +443,12 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert "emoji-pixart-256" in table["embedded"]
     rows = {row["transformer"]: row for row in table["transformers"]}
     assert rows["PixArtTransformer2DModel"]["pipelines"] == ["PixArtAlphaPipeline", "PixArtSigmaPipeline", "PixArtSigmaPAGPipeline"]
-    assert [rows[f"{name}Transformer2DModel"]["cfg"] for name in ("SD3", "Flux")] == [True, False]
+    assert [rows[f"{name}Model"]["cfg"] for name in ("SD3Transformer2D", "FluxTransformer2D", "GlmImageTransformer2D", "CosmosTransformer3D")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
     assert rows["FluxTransformer2DModel"]["streams"] == ["image", "text"]
     assert rows["NucleusMoEImageTransformer2DModel"]["whole"] == {"transformer_blocks.*.img_mlp": "experts choose among all tokens"}
     assert list(rows["PixArtTransformer2DModel"]["without_cfg"]) == ["PixArtSigmaPAGPipeline"]

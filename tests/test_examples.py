@@ -81,7 +81,7 @@ def test_video(tmp_path):
 
 
 def test_high_resolution(tmp_path):
-    assert "cfg 2: each half of the guidance batch has its own ranks" in run("high_resolution", tmp_path, str(MODEL), "320")
+    assert "cfg 2: each half of guidance has its own ranks" in run("high_resolution", tmp_path, str(MODEL), "320")
     assert Image.open(tmp_path / "lighthouse.png").size == (320, 320)
 
 

@@ -70,8 +70,8 @@ def guidance_off():
     parallelize(model, init_mesh(ParallelConfig(cfg_degree=2), "cpu"))
     with pytest.raises(UnsupportedError, match="cfg_degree=2 halves the guidance batch, but PixArtTransformer2DModel was called with a batch of 1"):
         run(model, inputs)
-    with pytest.raises(UnsupportedError, match="cfg_degree=2 needs guidance as two halves of one batch, which FluxTransformer2DModel does not get"):
-        parallelize(build("flux")[0], init_mesh(ParallelConfig(cfg_degree=2), "cpu"))
+    with pytest.raises(UnsupportedError, match=r"cfg_degree=2 needs .* two calls a step, which CosmosTransformer3DModel does not get"):
+        parallelize(build("cosmos")[0], init_mesh(ParallelConfig(cfg_degree=2), "cpu"))
     return True
 
 

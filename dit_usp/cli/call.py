@@ -12,12 +12,12 @@ from dit_usp.cli.clips import Timing
 from dit_usp.cli.inputs import Inputs, check_needs, check_size, cut
 from dit_usp.cli.model import Model
 from dit_usp.cli.settings import read_settings
+from dit_usp.pipelines.layout import contrast, off
+from dit_usp.pipelines.table import TRUE_SCALE
 
 if TYPE_CHECKING:
     from dit_usp.cli.generate import Options
 
-_TRUE = "true_cfg_scale"  # guidance by two calls a step, which there are if it is above 1 and a negative prompt is given
-_IGNORES_TRUE = ("ChromaInpaintPipeline",)  # of diffusers 0.42 takes it and never reads it
 MAX_SIDE = 16384  # pixels; WebP's and most viewers' limit
 
 
@@ -59,20 +59,23 @@ def _lacks(name: str) -> str:
 
 def scale_name(model: Model) -> str:
     """What --guidance is in the pipeline's call: guidance_scale, unless only distilled models have a use for that and this is none."""
-    if (real := _contrast(model)) == "guidance_scale":
+    if (real := contrast(model.pipeline, model.parameters)) == "guidance_scale":
         return real
     distilled = model.parameters[real].default <= 1 or model.transformer.get("guidance_embeds")
     return "guidance_scale" if "guidance_scale" in model.parameters and distilled else real
 
 
-def _contrast(model: Model) -> str:
-    """The prompt's strength against the negative one. Where that is true_cfg_scale, guidance_scale is another thing, told to a distilled model."""
-    return _TRUE if _TRUE in model.parameters and model.pipeline not in _IGNORES_TRUE else "guidance_scale"
+def switched_off(call: Mapping[str, Any], model: Model) -> tuple[str, str] | None:
+    """What switches guidance off in the call, and what would switch it on; None: nothing that can be told before."""
+    reason = off(model.pipeline, model.parameters, call)
+    return reason and (_as_option(reason[0], model), _as_option(reason[1], model))
 
 
-def guidance(call: Mapping[str, Any], model: Model) -> float | None:
-    """The guidance scale that will be used, or None where the pipeline has none."""
-    return _scale(scale_name(model), call, model)
+def _as_option(text: str, model: Model) -> str:
+    """An argument in the command's words: "guidance_scale=1" -> "--guidance 1"."""
+    for name, option in ((scale_name(model), "--guidance"), ("negative_prompt", "--negative")):
+        text = text.replace(f"{name}=", f"{option} ").replace(name, option)
+    return text
 
 
 def _scale(name: str, call: Mapping[str, Any], model: Model) -> float | None:
@@ -82,9 +85,9 @@ def _scale(name: str, call: Mapping[str, Any], model: Model) -> float | None:
 
 def notes(options: Options, model: Model) -> tuple[str, ...]:
     """What --guidance means where it is not the guidance_scale."""
-    if options.guidance is None or scale_name(model) != _TRUE:
+    if options.guidance is None or scale_name(model) != TRUE_SCALE:
         return ()
-    return (f"--guidance {options.guidance:g}: {_TRUE} of {model.pipeline}",)
+    return (f"--guidance {options.guidance:g}: {TRUE_SCALE} of {model.pipeline}",)
 
 
 def steps(call: Mapping[str, Any], model: Model) -> int | None:
@@ -105,15 +108,15 @@ def _check_steps(call: Mapping[str, Any], model: Model) -> None:
 
 
 def _check_guidance(call: Mapping[str, Any], options: Options, model: Model) -> None:
-    scale = guidance(call, model)
+    scale = _scale(scale_name(model), call, model)
     if scale is not None and not (math.isfinite(scale) and scale >= 0):
         raise ValueError(f"--guidance {scale:g} is not a strength; use 0 or more (1: no guidance).")
-    contrast = _scale(real := _contrast(model), call, model)
-    if contrast is not None and contrast <= 1 and options.negative:
+    strength = _scale(real := contrast(model.pipeline, model.parameters), call, model)
+    if strength is not None and strength <= 1 and options.negative:
         optional = real == scale_name(model)
-        named, remedy = (f"--guidance {contrast:g}", "use --guidance above 1") if optional else (f"{real} {contrast:g}", f"add --set {real}=4")
+        named, remedy = (f"--guidance {strength:g}", "use --guidance above 1") if optional else (f"{real} {strength:g}", f"add --set {real}=4")
         raise ValueError(f"--negative has no effect with {named}; {remedy}, or leave --negative out.")
-    if scale_name(model) == _TRUE and options.guidance is not None and options.guidance > 1 and options.negative is None:
+    if scale_name(model) == TRUE_SCALE and options.guidance is not None and options.guidance > 1 and options.negative is None:
         raise ValueError(f"--guidance has no effect in {model.pipeline} without --negative; add --negative ' ', or leave --guidance out.")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from dit_usp import launch
 from dit_usp.config import ParallelConfig, RingMethod, choose_layout
-from dit_usp.pipelines.layout import check_layout, fewest_heads, has_halves, planned
+from dit_usp.pipelines.layout import check_layout, fewest_heads, has_halves, is_distilled, planned
 from dit_usp.pipelines.table import NOT_DEALT
 
 if TYPE_CHECKING:
@@ -19,18 +19,20 @@ if TYPE_CHECKING:
 RANKS_PER_CORE, MIN_RANKS = 4, 8
 
 
-def choose(options: Options, model: Model, device: str, guidance: float | None, pictures: int, starts: bool) -> tuple[ParallelConfig, list[str]]:
+def choose(
+    options: Options, model: Model, device: str, unguided: tuple[str, str] | None, pictures: int, starts: bool
+) -> tuple[ParallelConfig, list[str]]:
     """The layout and the reasons for it, one sentence each.
 
     Args:
-        guidance: the guidance scale that will be used; None: the pipeline has none.
+        unguided: what switches guidance off in this call, and what would switch it on.
         starts: whether the results start from files, which are not dealt to replicas.
 
     Raises:
         ValueError: degrees that contradict --nproc, the launcher, the machine, the model or the call.
     """
     parts = [(name, model.transformer if part == model.part else {}) for part, name in planned(model.index).items()]
-    heads, guided = fewest_heads(parts), has_halves(model.pipeline, parts) and guidance is not None and guidance > 1
+    heads, guided = fewest_heads(parts), has_halves(model.pipeline, parts) and not unguided and not is_distilled(model.index)
     dealt = 1 if starts or model.pipeline in NOT_DEALT else pictures
     try:
         config, reasons = _asked(options) or choose_layout(_default_ranks(options, device), heads=heads, guidance=guided, num_images=dealt)
@@ -38,11 +40,9 @@ def choose(options: Options, model: Model, device: str, guidance: float | None, 
         check_layout(config, model.pipeline, parts)
     except ValueError as error:
         raise ValueError(as_options(str(error))) from error
-    if config.cfg_degree > 1 and not guided:
-        scale = f"--guidance {guidance:g}"
-        raise ValueError(
-            f"--cfg 2 shares the two halves of guidance, which {scale} switches off; use --guidance above 1, or {_instead(config, heads)}."
-        )
+    if config.cfg_degree > 1 and unguided:
+        cause, remedy = unguided
+        raise ValueError(f"--cfg 2 shares the two halves of guidance, which {cause} switches off; use {remedy}, or {_instead(config, heads)}.")
     if config.data_degree > 1 and starts:
         degree = config.data_degree
         raise ValueError(

@@ -40,19 +40,20 @@ def _entry(kind: str, plan: ShardPlan) -> dict[str, Any]:
 
     pipelines = PIPELINES.get(plan.model, ())
     attends = bool(plan.of(Exchange) or plan.of(Reduce))
+    without_cfg = {name: NOT_HALVED[name] for name in pipelines if name in NOT_HALVED}
     without_data = {name: why for name in pipelines if (why := _not_dealt(name))}
     return {
         "transformer": plan.model,
         "kind": kind,
         "ulysses": attends,
         "ring": attends,
-        "cfg": plan.guidance == "batch",
+        "cfg": plan.guidance != "" and (len(without_cfg) < len(pipelines) or not pipelines),
         "data": len(without_data) < len(pipelines),
         "streams": list(plan.streams),
         "whole": {module: word.why for word in plan.of(Replicate) for module in word.modules},
         "pipelines": list(pipelines),
         "modular": MODULAR.get(plan.model),
-        "without_cfg": {name: NOT_HALVED[name] for name in pipelines if name in NOT_HALVED},
+        "without_cfg": without_cfg,
         "without_data": without_data,
     }
 

@@ -53,9 +53,9 @@ def prepare(options: Options) -> Prepared:
     inputs = read_inputs(options, model)
     timing = read_timing(options, model, inputs)
     arguments = call.arguments(options, model, inputs, timing)
-    guidance = call.guidance(arguments, model)
+    unguided = call.switched_off(arguments, model)
     prompts, notes = call.read_prompts(asked, model)
-    config, reasons = layout.choose(options, model, device, guidance, len(asked) * options.images, _starts(arguments, model))
+    config, reasons = layout.choose(options, model, device, unguided, len(asked) * options.images, _starts(arguments, model))
     _check_latents(arguments, len(asked) * options.images, model)
     pictures = _pictures(options, model, asked, prompts, _frames(arguments, model))
     request = Request(

@@ -38,6 +38,7 @@ PLANS: tuple[ShardPlan, ...] = (
         split("blocks.*:rope", dim=0),
         exchange("blocks.*.self_attn"),
         gather("blocks.-1", dim=1),
+        guidance="calls",
         heads="dit_heads",
     ),
     shard_plan(

@@ -12,6 +12,7 @@ PLANS: tuple[ShardPlan, ...] = (
         split("*transformer_blocks.*:image_rotary_emb", dim=0, stream=("text", "image")),
         exchange("*transformer_blocks.*.attn"),
         gather("controlnet_*blocks.*", dim=1),
+        guidance="whole",
     ),
     shard_plan(
         "SD3ControlNetModel",
@@ -30,6 +31,7 @@ PLANS: tuple[ShardPlan, ...] = (
         split("transformer_blocks.0:encoder_hidden_states", "transformer_blocks.*:encoder_hidden_states_mask", dim=1, stream="text"),
         exchange("transformer_blocks.*.attn"),
         gather("controlnet_blocks.*", dim=1),
+        guidance="whole",
         short={"text": "prefix"},
     ),
     shard_plan(

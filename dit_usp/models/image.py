@@ -22,6 +22,7 @@ PLANS = (
             calls={"FluxIPAdapterAttnProcessor": (Call(), Call(local=True))},  # the adapter's keys are on every rank
         ),
         gather("proj_out", dim=1),
+        guidance="calls",
     ),
     shard_plan(
         "Flux2Transformer2DModel",
@@ -37,6 +38,7 @@ PLANS = (
             ),
         ),
         gather("proj_out", dim=1),
+        guidance="calls",
         full=("image", "reference"),
         cache="kv_cache",
     ),
@@ -49,6 +51,7 @@ PLANS = (
         split("transformer_blocks.0:encoder_hidden_states", "transformer_blocks.*:encoder_hidden_states_mask", dim=1, stream="text"),
         exchange("transformer_blocks.*.attn"),
         gather("proj_out", dim=1),
+        guidance="calls",
         short={"text": "prefix"},  # rotated on its own, by a reshape that takes no empty piece
     ),
     shard_plan(
@@ -111,6 +114,7 @@ PLANS = (
         split(":controlnet_block_samples", ":controlnet_single_block_samples", dim=1),
         exchange("transformer_blocks.*.attn", "single_transformer_blocks.*.attn", mask="outer"),
         gather("proj_out", dim=1),
+        guidance="calls",
     ),
     shard_plan(
         "CogView4Transformer2DModel",
@@ -120,6 +124,7 @@ PLANS = (
         split("transformer_blocks.*:attention_mask", dim=1, stream="text"),
         exchange("transformer_blocks.*.attn1", mask="outer"),
         gather("proj_out", dim=1),
+        guidance="calls",
     ),
     shard_plan(
         "CogView3PlusTransformer2DModel",
@@ -143,6 +148,7 @@ PLANS = (
         split("layers.*:attention_mask", "layers.*:image_rotary_emb", dim=1),
         exchange("layers.*.attn"),
         gather("norm_out", dim=1),
+        guidance="calls",
     ),
     shard_plan(
         "LuminaNextDiT2DModel",
@@ -207,6 +213,7 @@ PLANS = (
         split("transformer_blocks.*:attention_mask", "single_transformer_blocks.*:attention_mask", dim=3, stream=("image", "text")),
         exchange("transformer_blocks.*.attn", "single_transformer_blocks.*.attn"),
         gather("proj_out", dim=1),
+        guidance="calls",
         short={"text": "suffix"},  # its blocks cut the text off by its length
     ),
     shard_plan(
@@ -217,6 +224,7 @@ PLANS = (
         split("transformer_blocks.*:attention_mask", dim=1, stream="text"),
         exchange("transformer_blocks.*.attn1", mask="outer"),
         gather("proj_out", dim=1),
+        guidance="calls",
         cache="kv_caches",
     ),
     shard_plan(
@@ -247,6 +255,7 @@ PLANS = (
         split("layers.*:attn_mask", "layers.*:freqs_cis", "layers.*:noise_mask", dim=1),
         exchange("layers.*.attention"),
         gather("layers.-1", dim=1),
+        guidance="calls",
     ),
     *(
         shard_plan(
@@ -257,6 +266,7 @@ PLANS = (
             split(":txt_ids", dim=-2, stream="text"),
             exchange("transformer_blocks.*.attn", "single_transformer_blocks.*.attn"),
             gather("proj_out", dim=1),
+            guidance="calls",
         )
         for name in ("LongCatImageTransformer2DModel", "OvisImageTransformer2DModel")
     ),
@@ -267,6 +277,7 @@ PLANS = (
         split("transformer_blocks.*:attention_mask", dim=3),
         exchange("transformer_blocks.*.attn"),  # not text_fusion's attentions, which see the whole text
         gather("transformer_blocks.-1", dim=1),
+        guidance="calls",
     ),
     shard_plan(
         "Ideogram4Transformer2DModel",
@@ -274,6 +285,7 @@ PLANS = (
         split("layers.*:attention_mask", dim=2),
         exchange("layers.*.attention"),
         gather("final_layer", dim=1),
+        guidance="calls",
     ),
     shard_plan(
         "ErnieImageTransformer2DModel",
@@ -292,6 +304,7 @@ PLANS = (
         split("double_blocks.*:image_rotary_emb[1]", dim=0, stream="text"),
         exchange("double_blocks.*.attn"),
         gather("proj_out", dim=1),
+        guidance="calls",
         short={"text": "suffix"},  # rotated on its own
     ),
     shard_plan(
@@ -328,6 +341,7 @@ PLANS = (
         exchange("transformer_blocks.*.attn", shared="suffix"),
         replicate("transformer_blocks.*.img_mlp", arguments=("hidden_states", "hidden_states_unmodulated"), why="experts choose among all tokens"),
         gather("proj_out", dim=1),
+        guidance="calls",
     ),
     shard_plan(
         "QwenImage21Transformer2DModel",
@@ -335,5 +349,6 @@ PLANS = (
         split("transformer_blocks.*:target_token_mask", dim=0),
         replicate("transformer_blocks.*.attn", arguments=("hidden_states",), why="block-causal by whole ranges; its cache stays whole"),
         gather("transformer_blocks.-1", dim=1),
+        guidance="calls",
     ),
 )

@@ -12,6 +12,7 @@ PLANS: tuple[ShardPlan, ...] = (
             split("blocks.0:hidden_states", dim=1),
             exchange("blocks.*.attn1"),
             gather("proj_out", dim=1),
+            guidance="calls",
         )
         for name in ("WanTransformer3DModel", "ChronoEditTransformer3DModel")
     ),
@@ -21,6 +22,7 @@ PLANS: tuple[ShardPlan, ...] = (
         split("vace_blocks.*:hidden_states", "vace_blocks.0:control_hidden_states", "blocks.0:hidden_states", dim=1),
         exchange("vace_blocks.*.attn1", "blocks.*.attn1"),
         gather("proj_out", dim=1),
+        guidance="calls",
     ),
     shard_plan(
         "SkyReelsV2Transformer3DModel",
@@ -30,6 +32,7 @@ PLANS: tuple[ShardPlan, ...] = (
         split("blocks.*:attention_mask", dim=2),
         exchange("blocks.*.attn1"),
         gather("blocks.-1", dim=1),  # the last modulation is by whole frames
+        guidance="calls",
     ),
     shard_plan(
         "HunyuanVideoTransformer3DModel",
@@ -40,6 +43,7 @@ PLANS: tuple[ShardPlan, ...] = (
         local_int("*transformer_blocks.*:num_tokens", optional=True),  # those of the first frame, where it is a picture given whole
         exchange("*transformer_blocks.*.attn"),
         gather("proj_out", dim=1),
+        guidance="calls",
         short={"text": "suffix"},
     ),
     shard_plan(
@@ -49,6 +53,7 @@ PLANS: tuple[ShardPlan, ...] = (
         split("transformer_blocks.0:encoder_hidden_states", "transformer_blocks.*:attention_mask", dim=1, stream="text"),
         exchange("transformer_blocks.*.attn", mask="outer"),
         gather("proj_out", dim=1),
+        guidance="calls",
         short={"text": "suffix"},
     ),
     shard_plan(
@@ -59,6 +64,7 @@ PLANS: tuple[ShardPlan, ...] = (
         split("*transformer_blocks.*:attention_mask", dim=3, stream=("image", "text")),
         exchange("*transformer_blocks.*.attn"),
         gather("single_transformer_blocks.-1[0]", dim=1),
+        guidance="calls",
         short={"text": "suffix"},
     ),
     shard_plan(
@@ -165,6 +171,7 @@ PLANS: tuple[ShardPlan, ...] = (
         exchange("single_transformer_blocks.*.attn", queries="?", keys="?"),  # those of the decoder hold the latents twice, and no text
         exchange("*transformer_blocks.*.cross_attn", queries="image", keys="text", optional=True),
         gather("proj_out", dim=1),
+        guidance="calls",
         short={"text": "suffix"},
     ),
     shard_plan(
@@ -178,6 +185,7 @@ PLANS: tuple[ShardPlan, ...] = (
         ),
         exchange("visual_transformer_blocks.*.self_attention"),
         gather("visual_transformer_blocks.-1", dim=1),
+        guidance="calls",
         refused={"sparse_params": "its blocks of attention are chosen from means over all tokens"},
     ),
     shard_plan(
@@ -192,6 +200,7 @@ PLANS: tuple[ShardPlan, ...] = (
         exchange("visual_transformer_blocks.*.av_cross_attention", queries="audio", keys="image"),
         gather("visual_transformer_blocks.-1[0]", dim=1),
         gather("audio_out_layer", dim=1, stream="audio"),
+        guidance="calls",
         full=("image", "audio"),
     ),
     shard_plan(
@@ -206,6 +215,7 @@ PLANS: tuple[ShardPlan, ...] = (
         split("blocks.0:hidden_states", "blocks.*:temb", "blocks.*:rotary_emb", "norm_out:temb", dim=1, stream=("history", "image")),
         exchange("blocks.*.attn1"),
         gather("proj_out", dim=1),
+        guidance="calls",
     ),
     shard_plan(
         "AnyFlowTransformer3DModel",
@@ -228,6 +238,7 @@ PLANS: tuple[ShardPlan, ...] = (
         exchange("blocks.*.attn1"),
         replicate("face_adapter.*", arguments=("hidden_states",), why="reads its tokens frame by frame"),
         gather("proj_out", dim=1),
+        guidance="calls",
     ),
     shard_plan(
         "SanaVideoTransformer3DModel",

@@ -16,6 +16,7 @@ from tiny_pipelines import default_call
 from dit_usp import pipelines
 from dit_usp.config import ParallelConfig
 from dit_usp.inject import unparallelize
+from dit_usp.pipelines.base import sharded_parts
 
 _LOADED: dict[str, Any] = {}  # a process loads each folder once
 Degrees = tuple[int, ...]
@@ -37,7 +38,8 @@ def shared(name: str, path: str, degrees: Degrees) -> Iterator[Any]:
     try:
         yield pipe
     finally:
-        unparallelize(pipe.transformer)
+        for part in sharded_parts(pipe):
+            unparallelize(part)
 
 
 def arguments(name: str, changes: dict[str, Any]) -> dict[str, Any]:

@@ -19,11 +19,11 @@ from tiny_pipelines import TINY, build, default_call
 
 from dit_usp import ParallelConfig, UnsupportedError, pipelines
 from dit_usp.cli.inputs import needed
-from dit_usp.inject import unparallelize
+from dit_usp.inject import dealt_calls, unparallelize
 from dit_usp.pipelines.agreement import mark
 from dit_usp.pipelines.base import described, sharded_parts
 from dit_usp.pipelines.deal import PER_PROMPT, has_picture
-from dit_usp.pipelines.layout import check_layout, default_layout, has_halves
+from dit_usp.pipelines.layout import check_layout, contrast, default_layout, has_halves, off
 from dit_usp.pipelines.table import NAMES, NOT_DEALT, NOT_HALVED, ONE_A_PROMPT, PIPELINES
 from dit_usp.signature import read_call
 
@@ -76,13 +76,26 @@ def test_classes_look_like_diffusers(name):
 
 @pytest.mark.parametrize("name", NOT_HALVED)
 def test_guidance_that_is_not_in_one_batch_is_refused(name):
-    with pytest.raises(UnsupportedError, match=f"cfg_degree=2 needs guidance as two halves of one batch, which {name} "):
+    with pytest.raises(UnsupportedError, match=f"cfg_degree=2 needs guidance as .* or two calls a step, which {name} "):
         check_layout(ParallelConfig(cfg_degree=2), name, [(model_of(name), {})])
 
 
-@pytest.mark.parametrize(("name", "halves"), [("LTXPipeline", 2), ("LTX2HDRPipeline", 1), ("StableAudio3Pipeline", 1)])
-def test_no_halves_by_default_where_guidance_is_off_by_default(name, halves):
-    guided = getattr(pipelines, f"USP{name}")._is_guided()
+@pytest.mark.parametrize(
+    ("name", "index", "halves"),
+    [
+        ("LTXPipeline", {}, 2),
+        ("LTX2HDRPipeline", {}, 1),
+        ("StableAudio3Pipeline", {}, 1),
+        ("WanPipeline", {}, 2),
+        ("QwenImagePipeline", {}, 1),  # without a negative prompt
+        ("Flux2KleinPipeline", {"is_distilled": True}, 1),
+        ("Flux2KleinPipeline", {"is_distilled": False}, 2),
+        ("HunyuanImagePipeline", {"guider": [None, None]}, 1),
+        ("HunyuanImagePipeline", {"guider": ["diffusers", "AdaptiveProjectedMixGuidance"]}, 2),
+    ],
+)
+def test_no_halves_by_default_where_guidance_is_off_by_default(name, index, halves):
+    guided = getattr(pipelines, f"USP{name}")._is_guided(index)
     assert default_layout(2, name, [(model_of(name), {"num_attention_heads": 4})], guided).cfg_degree == halves
 
 
@@ -125,10 +138,18 @@ def compared(name, degrees, folder):
     pipe = build(name, Path(folder, str(dist.get_rank())))
     results = [one_layout(pipe, name, degrees, {})]
     if has_halves(name, described(pipe)):
-        results.append(one_layout(pipe, name, (1, 1, 2), {}))
+        results.append(one_layout(pipe, name, (1, 1, 2), guided(name)))
     if name not in NOT_DEALT:
         results.append(one_layout(pipe, name, (1, 1, 1, 2), several(name)))
     return results
+
+
+def guided(name):
+    """What a call of two steps lacks to be one with guidance."""
+    known = inspect.signature(getattr(diffusers, name).__call__).parameters
+    if off(name, known, default_call(name)) is None:
+        return {}
+    return {contrast(name, known): 3.0} | ({"negative_prompt": "cat"} if "negative_prompt" in known else {})
 
 
 def several(name):
@@ -150,6 +171,7 @@ def one_layout(pipe, name, degrees, changes):
     vars(shared).update(
         (key, value) for key, value in vars(pipe).items() if isinstance(value, (str, int, list))
     )  # shorter templates and smaller sizes
+    two_calls = any(map(dealt_calls, sharded_parts(shared)))
     refused = False
     try:
         output, given_by_ranks = called(shared, name, changes)
@@ -165,10 +187,11 @@ def one_layout(pipe, name, degrees, changes):
     wanted, given = called(pipe, name, changes)
     assert type(output) is type(wanted)
     assert len(given) > 1
+    assert not two_calls or dist.get_rank() or len(given_by_ranks) < len(given)  # the other rank has computed some of them
     if dist.get_rank():
         assert all(field is None for field in (output if isinstance(output, tuple) else vars(output).values()))
         return None
-    return 0 if changes else errors(given_by_ranks, given), errors(tensors(output), tensors(wanted))
+    return 0 if changes or two_calls else errors(given_by_ranks, given), errors(tensors(output), tensors(wanted))
 
 
 def without_pictures(pipe, name, degrees, changes):

@@ -118,6 +118,38 @@ def test_guidance_that_ends_under_way(ranks, folder):
     assert error(ranks(2, cut_off, name, folder(name), (1, 1, 2))[0], wanted) <= 1e-5
 
 
+@pytest.mark.parametrize("layout", [(2, 1, 2), (1, 2, 2), (1, 1, 2, 2)])
+@pytest.mark.parametrize("name", ["WanPipeline", "ChromaPipeline"])
+def test_guidance_in_two_calls(ranks, folder, name, layout):
+    """Wan's has a transformer for the first steps, and one for the others."""
+    changes = {"prompt": ["a red heart", "dog face"], "negative_prompt": ["cat", "blue"], "num_inference_steps": 5}
+    wanted = expected(name, folder(name), **changes)
+    results = ranks(4, made, name, folder(name), layout, changes)
+    assert error(results[0], wanted) <= 1e-5
+    assert all(out is None for out in results[1:])
+
+
+def off_after(first_steps):
+    """A callback that switches guidance off, which the pipeline's loop asks for anew at each step."""
+
+    def callback(pipe, step, time, kept):
+        pipe._guidance_scale = 3.0 if step + 1 < first_steps else 1.0
+        return kept
+
+    return callback
+
+
+def calls_cut_off(name, path, degrees):
+    return made(name, path, degrees, {"callback_on_step_end": off_after(3), "num_inference_steps": 6})
+
+
+def test_second_calls_that_end_under_way(ranks, folder):
+    name = "WanVideoToVideoPipeline"
+    wanted = expected(name, folder(name), callback_on_step_end=off_after(3), num_inference_steps=6)
+    assert error(expected(name, folder(name), num_inference_steps=6), wanted) > 1e-4
+    assert error(ranks(2, calls_cut_off, name, folder(name), (1, 1, 2))[0], wanted) <= 1e-5
+
+
 def from_embeds(name, path, degrees):
     """Ready embeddings instead of a prompt."""
     embeds, mask, _, _ = plain(name, path).encode_prompt(["a red heart", "cat"], False, max_sequence_length=9, device="cpu")

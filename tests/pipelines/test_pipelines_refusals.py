@@ -105,11 +105,17 @@ def second_replica(name, path, calls):
 
 REFUSED = {
     "guidance off": (PIXART, (1, 1, 2), {"guidance_scale": 1.0}, "UnsupportedError",
-        "cfg_degree=2 shares the two halves of guidance, which guidance_scale=1.0 switches off. "
+        "cfg_degree=2 shares the two halves of guidance, which guidance_scale=1 switches off. "
         "Try guidance_scale above 1, or cfg_degree=1 with ulysses_degree=2 ring_degree=1."),
     "guidance off, on 4": (SD3, (2, 1, 2), {"guidance_scale": 0}, "UnsupportedError",
         "cfg_degree=2 shares the two halves of guidance, which guidance_scale=0 switches off. "
         "Try guidance_scale above 1, or cfg_degree=1 with ulysses_degree=4 ring_degree=1."),
+    "guidance off, in calls": (FLUX, (1, 1, 2), {"true_cfg_scale": 1.0}, "UnsupportedError",
+        "cfg_degree=2 shares the two halves of guidance, which true_cfg_scale=1 switches off. "
+        "Try true_cfg_scale above 1, or cfg_degree=1 with ulysses_degree=2 ring_degree=1."),
+    "nothing to guide away from": (FLUX, (1, 1, 2), {"true_cfg_scale": 3.0}, "UnsupportedError",
+        "cfg_degree=2 shares the two halves of guidance, which a missing negative_prompt switches off. "
+        "Try negative_prompt=' ', or cfg_degree=1 with ulysses_degree=2 ring_degree=1."),
     "one step": (PIXART, (2,), {"num_inference_steps": 1}, "ValueError",
         "PixArt makes a picture with DPMSolverMultistepScheduler in 2 steps or more, not 1."),
     "diffusers' own check": (PIXART, (2,), {"height": 23}, "ValueError",
@@ -160,8 +166,8 @@ def loading(name, path, degrees):
 LAYOUTS = {
     "heads": (PIXART, (8,), 1, "UnsupportedError", "ulysses_degree=8 needs at least 8 heads; PixArtTransformer2DModel has 4. "
         "Try ulysses_degree=4 ring_degree=2."),
-    "guidance": (FLUX, (2, 1, 2), 1, "UnsupportedError",
-        "cfg_degree=2 needs guidance as two halves of one batch, which FluxTransformer2DModel does not get from its pipelines. "
+    "guidance": ("FluxFillPipeline", (2, 1, 2), 1, "UnsupportedError",
+        "cfg_degree=2 needs guidance as two halves of one batch or two calls a step, which FluxFillPipeline does not make: it makes one call a step. "
         "Try cfg_degree=1 with ulysses_degree=4 ring_degree=1."),
     "world": (PIXART, (3,), 2, "ValueError", "ulysses 3 x ring 1 x cfg 1 x data 1 needs 3 ranks, but 2 were started."),
 }  # fmt: skip
