@@ -169,6 +169,8 @@ def _carried(flat: Tensor, collective: Callable[[Tensor, int], Tensor]) -> Tenso
     """Run collective(wire, factor) on `flat` in a type that every backend carries; factor: wire elements per element."""
     if flat.dtype in _WIRE_TYPES:
         return collective(flat, 1)
+    if flat.dtype == torch.bool:  # not viewed as bytes: inductor of torch 2.11 cannot
+        return collective(flat.to(torch.uint8), 1).to(torch.bool)
     if flat.is_complex():
         return torch.view_as_complex(collective(torch.view_as_real(flat).reshape(-1), 2).view(-1, 2))
     return collective(flat.view(torch.uint8), flat.itemsize).view(flat.dtype)

@@ -10,6 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor.utils import run_and_get_code
 
 from dit_usp.bench import alone
+from dit_usp.collectives import gather
 from dit_usp.compiled import compile_blocks
 from dit_usp.config import ParallelConfig
 from dit_usp.inject import parallelize
@@ -90,3 +91,17 @@ def test_work_that_does_not_need_an_exchange_is_done_under_it(ranks):
     begun, needed = (next(i for i, line in enumerate(single) if name in line) for name in ("_c10d_functional.all_", "wait_tensor"))
     assert any("addmm" in line for line in single[begun:needed]), "the MLP's projection"
     assert any("gelu" in line for line in single[begun:needed])
+
+
+def gathered_mask():
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    alone.start(2)
+    mask = torch.tensor([True, False, True])
+    with torch.no_grad():
+        return torch.compile(lambda x: gather(~x, 0, (3, 3), torch.distributed.group.WORLD), fullgraph=True, backend=BACKEND)(mask)
+
+
+def test_a_mask_is_gathered_through_inductor(ranks):
+    """As bytes made by arithmetic: torch 2.11's inductor has no view of a bool as bytes."""
+    assert ranks(1, gathered_mask)[0].tolist() == [False, True, False] * 2
