@@ -15,6 +15,7 @@ the plain fp32 model than twice what the plain bf16 model is. "refused": the lay
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import os
 import sys
@@ -231,16 +232,24 @@ def layouts(ranks: int) -> dict[str, ParallelConfig]:
     return found
 
 
+@functools.cache
+def class_of(case: str) -> str:
+    return type(TINY[case]()[0]).__name__
+
+
+def case_of(name: str) -> str:
+    """A case, or the first one of a class."""
+    found = name if name in TINY else next((case for case in TINY if class_of(case) == name), "")
+    if not found:
+        raise SystemExit(f"{name} is no case of tests/tiny and no class with a plan")
+    return found
+
+
 def cases(only: Sequence[str], skip: Sequence[str]) -> list[str]:
-    """The first case of every class, or those that are named, by case or by class."""
-    classes: dict[str, list[str]] = {}
-    for name, make in TINY.items():
-        classes.setdefault(type(make()[0]).__name__, []).append(name)
-    if unknown := {*only, *skip} - {*TINY, *classes}:
-        raise SystemExit(f"no case and no class: {', '.join(sorted(unknown))}")
-    firsts = {cls: names[0] for cls, names in classes.items()}
-    chosen = [firsts.get(name, name) for name in only] or list(firsts.values())
-    return [name for name in chosen if name not in [firsts.get(name, name) for name in skip]]
+    """Those that are named, or else the first case of every class."""
+    chosen = [case_of(name) for name in only] or list({class_of(case): case for case in reversed(TINY)}.values())[::-1]
+    left_out = {case_of(name) for name in skip}
+    return [case for case in chosen if case not in left_out]
 
 
 def run(check: Check, names: Sequence[str], limit: float) -> tuple[list[Row], list[str]]:

@@ -36,6 +36,7 @@ _WAN = dict(added_kv_proj_dim=5120)
 PUBLISHED: dict[str, dict[str, Any]] = {  # by class: no default, or one that fits no published model
     "ChronoEditTransformer3DModel": _WAN,
     "CosmosControlNetModel": dict(num_attention_heads=16),
+    "ConsisIDTransformer3DModel": dict(num_attention_heads=48, LFE_output_dim=2048),
     "Cosmos3OmniTransformer": dict(rope_axes_dim=(24, 20, 20)),
     "HiDreamImageTransformer2DModel": dict(axes_dims_rope=(64, 32, 32)),
     "HunyuanDiT2DControlNetModel": dict(hidden_size=1408),
