@@ -33,7 +33,7 @@ import torch._dynamo
 import torch.distributed as dist
 from test_parity import forward
 from tiny import TINY, build
-from tiny.wide import moved, wide
+from tiny.wide import moved, odd_pictures, wide
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_with_path
 
@@ -101,7 +101,8 @@ class Check:
 
     def build(self, name: str) -> tuple[nn.Module, Inputs]:
         """The model and its inputs, of numbers that bf16 holds: types then differ by their arithmetic alone."""
-        model, inputs = build(name) if self.tiny else wide(name, self.device)
+        with odd_pictures():
+            model, inputs = build(name) if self.tiny else wide(name, self.device)
         model, inputs = model.to(self.device), moved(inputs, self.device)
         for dtype in (torch.bfloat16, torch.float32):
             _cast(model, dtype)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-HEIGHT, WIDTH = 5, 11  # patches: 55 do not divide by 2, 3 or 4
+HEIGHT, WIDTH = 6, 10  # patches
 Inputs = dict[str, Any]
 
 
