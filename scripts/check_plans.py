@@ -8,8 +8,9 @@
     python scripts/check_plans.py                                                    # one rank: nothing is shared
 
 The models are the tests' (tests/tiny), at the heads and the hidden sizes that they are published with: two layers of each kind, random weights,
-uneven numbers of tokens. Each layout is held against the plain model on the same rank: fp32 within 2e-5 (relative, of norms), bf16 no further from
-the plain fp32 model than twice what the plain bf16 model is. "refused": the layout is none for this model, which is no failure.
+uneven numbers of tokens. Each layout is held against the plain model on the same rank: fp32 within 2e-5 (relative, of norms; one model that amplifies
+rounding: 1e-3), bf16 no further from the plain fp32 model than twice what the plain bf16 model is. "refused": no layout for this model, which
+is no failure.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ from dit_usp.inject import mesh_of, plan_of
 from dit_usp.mesh import Mesh
 
 EXACT = 2e-5
+ROUGH = {"sana_wm": 1e-3}  # its recurrence amplifies rounding: the plain tiny model in fp32 is 6e-4 from the same in fp64
+CAST = {"history_key_scale"}  # of Helios: in fp32, as its author keeps it, it makes keys fp32, and attention refuses them beside bf16 queries
 FLOOR = 1e-3  # of bf16: where the plain model is as good as exact
 MODES = ("eager", "compile", "graph", "compile+graph")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -115,7 +118,7 @@ class Check:
             model, inputs, exact = made[0]
             row.name = f"{type(model).__name__} ({name}{', tiny' if self.tiny else ''})"
             for dtype in self.dtypes:
-                self._layouts(row, model, inputs, exact, dtype)
+                self._layouts(row, model, inputs, exact, dtype, ROUGH.get(name, EXACT))
         row.seconds = time.perf_counter() - start
         return row
 
@@ -125,7 +128,7 @@ class Check:
         assert all(out.isfinite().all() and out.any() for out in exact), "an output of the plain model is zero or not finite"
         return model, inputs, exact
 
-    def _layouts(self, row: Row, model: nn.Module, inputs: Inputs, exact: list[Tensor], dtype: str) -> None:
+    def _layouts(self, row: Row, model: nn.Module, inputs: Inputs, exact: list[Tensor], dtype: str, exactness: float) -> None:
         """Every layout in one type, which the model keeps."""
         allowed: list[float] = []
 
@@ -136,7 +139,7 @@ class Check:
                 inputs = _cast_inputs(inputs, torch.bfloat16)
                 allowed.extend(2 * error + FLOOR for error in errors(forward(model, inputs), exact))
             else:
-                allowed.extend(EXACT for _ in exact)
+                allowed.extend(exactness for _ in exact)
 
         if self._agreed(row, f"{dtype}, plain", cast):
             return
@@ -203,7 +206,7 @@ def errors(outputs: list[Tensor], exact: list[Tensor]) -> list[float]:
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:
     """As `from_pretrained(torch_dtype=...)` leaves it: what is saved is cast, but for what its author keeps; tables that are computed stay."""
-    saved, kept = model.state_dict().keys(), set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    saved, kept = model.state_dict().keys(), set(getattr(model, "_keep_in_fp32_modules", None) or ()) - CAST
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if name in saved and tensor.is_floating_point() and not kept & set(name.split(".")):
             tensor.data = tensor.data.to(dtype)
