@@ -33,7 +33,7 @@ def flux_controlnet(batch: int = 2, **config: Any) -> tuple[nn.Module, Inputs]:
         encoder_hidden_states=rand(batch, 7, 24, seed=2),
         pooled_projections=rand(batch, 20, seed=3),
         timestep=times(batch),
-        guidance=torch.full((batch,), 3.5),
+        guidance=torch.full((batch,), 4.0),
         img_ids=torch.cartesian_prod(torch.zeros(1), torch.arange(HEIGHT).float(), torch.arange(WIDTH).float()),
         txt_ids=torch.zeros(7, 3),
     )

@@ -108,8 +108,8 @@ def flux(batch: int = 2, text: int = 7, **config: Any) -> tuple[nn.Module, Input
         hidden_states=rand(batch, HEIGHT * WIDTH, 8),
         encoder_hidden_states=rand(batch, text, 24, seed=2),
         pooled_projections=rand(batch, 20, seed=3),
-        timestep=torch.full((batch,), 0.3),
-        guidance=torch.full((batch,), 3.5),
+        timestep=torch.full((batch,), 0.25),
+        guidance=torch.full((batch,), 4.0),
         img_ids=rows,
         txt_ids=torch.zeros(text, 3),
     )

@@ -40,7 +40,7 @@ def flux2(batch: int = 2, references: int = 0) -> tuple[nn.Module, Inputs]:
         hidden_states=rand(batch, references + TOKENS, 8),
         encoder_hidden_states=rand(batch, 7, 24, seed=2),
         timestep=times(batch),
-        guidance=torch.full((batch,), 3.5),
+        guidance=torch.full((batch,), 4.0),
         img_ids=places.expand(batch, -1, -1),
         txt_ids=torch.arange(7.0)[None, :, None].expand(batch, -1, 4),
     )
@@ -213,7 +213,7 @@ def qwen_edit(batch: int = 2) -> tuple[nn.Module, Inputs]:
 
 
 def qwen21(batch: int = 2) -> tuple[nn.Module, Inputs]:
-    """One condition image of 2 x 4 tokens amid the text, then the target of 6 x 10; attention is causal by blocks."""
+    """One condition image of 2 x 4 tokens amid the text, then the target of 6 x 10, four tokens to a slot; attention is causal by blocks."""
     model = diffusers.QwenImage21Transformer2DModel(
         in_channels=8, out_channels=8, num_layers=2, attention_head_dim=16, num_attention_heads=4, context_in_dim=24, axes_dims_rope=(4, 6, 6)
     )
@@ -221,10 +221,10 @@ def qwen21(batch: int = 2) -> tuple[nn.Module, Inputs]:
     valid = torch.ones(batch, 7).bool()
     valid[1:, -1] = False
     return model, dict(
-        hidden_states=rand(batch, 8 + TOKENS, 8),
+        hidden_states=rand(batch, 8 + 60, 8),
         encoder_hidden_states=rand(batch, 7, 24, seed=2),
         timestep=times(batch),
-        img_shapes=[[(1, 2, 4), (1, HEIGHT, WIDTH)]] * batch,
+        img_shapes=[[(1, 2, 4), (1, 6, 10)]] * batch,
         img_mask=slots.expand(batch, -1),
         encoder_hidden_states_mask=valid,
     )

@@ -189,7 +189,7 @@ def hunyuan_refiner(batch: int = 2) -> tuple[nn.Module, Inputs]:
     )  # fmt: skip
     inputs = hunyuan_image(batch)[1]
     words = {name: inputs[name] for name in ("timestep", "encoder_hidden_states", "encoder_attention_mask")}
-    return model, words | dict(hidden_states=rand(batch, 4, 1, 2 * HEIGHT, 2 * WIDTH), guidance=torch.full((batch,), 3.5))
+    return model, words | dict(hidden_states=rand(batch, 4, 1, 2 * HEIGHT, 2 * WIDTH), guidance=torch.full((batch,), 4.0))
 
 
 def glm_image(batch: int = 2, height: int = 2 * HEIGHT) -> tuple[nn.Module, Inputs]:

@@ -29,7 +29,7 @@ def _inputs(batch: int, text: int) -> Inputs:
 
 def hunyuan_video(batch: int = 2, text: int = 9, **config: Any) -> tuple[nn.Module, Inputs]:
     model = diffusers.HunyuanVideoTransformer3DModel(**_config(num_single_layers=2, pooled_projection_dim=12, **config))
-    return model, _inputs(batch, text) | dict(guidance=9000 * times(batch))
+    return model, _inputs(batch, text) | dict(guidance=8000 * times(batch))
 
 
 def hunyuan_video_i2v(batch: int = 2) -> tuple[nn.Module, Inputs]:
@@ -69,7 +69,7 @@ def framepack(batch: int = 2) -> tuple[nn.Module, Inputs]:
     )
     height, width = 2 * HEIGHT, 2 * WIDTH
     return model, _inputs(batch, 9) | dict(
-        guidance=9000 * times(batch),
+        guidance=8000 * times(batch),
         image_embeds=rand(batch, 3, 6, seed=4),
         indices_latents=torch.arange(8, 8 + FRAMES),
         latents_clean=rand(batch, 4, 2, height, width, seed=5),
