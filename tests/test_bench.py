@@ -1,5 +1,6 @@
 """`dit-usp bench` on tiny models: shares, baselines, tables and files. Times themselves are not judged here."""
 
+import copy
 import json
 from functools import partial
 
@@ -7,7 +8,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from dit_usp.bench import alone, cases, step
+from dit_usp.bench import alone, cases, look, step
+from dit_usp.bench.exact import reference
 from dit_usp.bench.plot import page
 from dit_usp.cli.bench import command
 from dit_usp.collectives import exchange, gather
@@ -20,6 +22,12 @@ TINY = cases.Case(
     partial(cases._dit, 64),
     {"num_layers": 3},
     guided=True,
+)
+TABLES = cases.Case(  # parameters outside of its layers are read as they are
+    "PixArtTransformer2DModel",
+    dict(num_attention_heads=4, attention_head_dim=8, cross_attention_dim=32, caption_channels=4096, sample_size=8, out_channels=8),
+    partial(cases._pixart, 64),
+    {"num_layers": 2},
 )
 
 
@@ -54,6 +62,52 @@ def test_one_rank_is_compared_with_diffusers(ranks):
     assert output.splitlines()[-1].count("error 0.0e+00") == 1
 
 
+def test_errors_against_float32_are_those_of_bfloat16_for_diffusers_as_well(ranks, tmp_path):
+    (output,) = ranks(1, share, ["tiny", "--layers", "2", "--runs", "1", "--exact", "--json", str(tmp_path / "b.json")])
+    assert output.splitlines()[2] == "error: relative to the output of diffusers in float32"
+    plain, ours = json.loads((tmp_path / "b.json").read_text())["results"]
+    assert 1e-4 < plain["error"] < 3e-2
+    assert ours["error"] == plain["error"]
+
+
+@pytest.mark.parametrize("case", [TINY, TABLES], ids=["dit", "pixart"])
+@torch.no_grad()
+def test_the_reference_is_the_model_in_float32_and_leaves_its_weights_alone(case):
+    model, inputs = cases.build(case, 2, torch.bfloat16, torch.device("cpu"))
+    before = copy.deepcopy(model.state_dict())
+    expected = copy.deepcopy(model).float()(**cases.each_tensor(inputs, lambda t: t.float() if t.is_floating_point() else t), return_dict=False)[0]
+    assert torch.equal(reference(model, inputs, torch.bfloat16), expected)
+    for name, tensor in model.state_dict().items():
+        assert tensor.dtype == before[name].dtype, name
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_no_reference_where_memory_does_not_suffice():
+    class Large(torch.nn.Linear):
+        def forward(self, **inputs):
+            raise torch.OutOfMemoryError
+
+    model = Large(2, 2, dtype=torch.bfloat16)
+    assert reference(model, {}, torch.bfloat16) is None
+    assert model.weight.dtype == torch.bfloat16
+
+
+def test_a_steps_milliseconds_by_kind_and_by_kernel():
+    spans = [("flash_fwd", 0.0, 4e3), ("gemm", 4e3, 6e3), ("ncclSendRecv", 5e3, 9e3), ("gemm", 10e3, 11e3)]
+    assert look.parts(spans) == {"attention": 4.0, "other compute": 3.0, "exposed communication": 3.0, "gaps": 1.0}
+    assert list(look.kernels(spans).items()) == [("flash_fwd", (4.0, 1)), ("ncclSendRecv", (4.0, 1)), ("gemm", (3.0, 2))]
+    assert look.parts([]) == look.kernels([]) == {}
+
+
+def test_kernels_come_after_the_table_and_the_file_has_them_all():
+    found = step.Result("tiny", "ours", ms=[2.0], kernels={f"kernel {number}": (20.0 - number, 3) for number in range(15)})
+    assert step.kernel_lines([found, step.Result("tiny", "on a CPU", ms=[2.0])])[::12] == [
+        "tiny: ours: ms and calls of the kernels of one step",
+        "      9.00     3  kernel 11",
+    ]
+    assert len(json.loads(step.as_json([found], "", ""))["results"][0]["kernels"]) == 15
+
+
 def copies():
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -76,6 +130,7 @@ def test_alone_moves_as_many_bytes_as_it_receives(ranks):
         (["nothing"], "there is no case nothing; there are dit-512"),
         ([], "name a case"),
         (["tiny", "--share", "0"], "--share 0: use 1 or more"),
+        (["tiny", "--share", "2", "--exact"], "leave out --exact"),
     ],
 )
 def test_mistakes_are_one_line(tiny, arguments, words):

@@ -35,7 +35,7 @@ OPTIONS = {
     "--frames --fps --duration --image --mask --video --control-image --last-image --audio --negative --dtype --device --images --prompts --set "
     "--print-plan --overwrite --compile --graph --debug",
     "models": "--json",
-    "bench": "--share --ulysses --ring --cfg --ring-method --mode --baseline --layers --dtype --runs --profile --json --plot",
+    "bench": "--share --ulysses --ring --cfg --ring-method --mode --baseline --layers --dtype --runs --exact --profile --kernels --json --plot",
     "show": "--json",
 }
 

@@ -150,7 +150,7 @@ def build(case: Case, layers: int | None, dtype: torch.dtype, device: torch.devi
     for parameter in model.parameters():
         if not parameter.is_meta and not parameter.any():
             parameter.normal_(std=0.02)
-    return model, _to(inputs, device)
+    return model, each_tensor(inputs, lambda tensor: tensor.to(device))
 
 
 def again(model: nn.Module, case: Case, layers: int | None) -> nn.Module:
@@ -165,9 +165,10 @@ def again(model: nn.Module, case: Case, layers: int | None) -> nn.Module:
     return other
 
 
-def _to(value: Any, device: torch.device) -> Any:
+def each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same inputs with every tensor changed."""
     if isinstance(value, tuple):
-        return tuple(_to(item, device) for item in value)
+        return tuple(each_tensor(item, change) for item in value)
     if isinstance(value, dict):
-        return {key: _to(item, device) for key, item in value.items()}
-    return value.to(device) if isinstance(value, Tensor) else value
+        return {key: each_tensor(item, change) for key, item in value.items()}
+    return change(value) if isinstance(value, Tensor) else value

@@ -7,9 +7,9 @@ import json
 import logging
 import statistics
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -18,8 +18,9 @@ import torch._dynamo
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dit_usp.bench import alone
+from dit_usp.bench import look
 from dit_usp.bench.cases import CASES, Inputs, again, build
+from dit_usp.bench.exact import reference
 from dit_usp.collectives import split_sizes
 from dit_usp.compiled import compile_blocks
 from dit_usp.config import ParallelConfig
@@ -27,8 +28,8 @@ from dit_usp.graph import graph, graph_of, ungraph
 from dit_usp.inject import parallelize
 from dit_usp.mesh import init_mesh
 
-ATTENTION = ("flash", "fmha", "attention", "sdpa", "cudnn_generated")  # in the names of attention kernels, but not of inductor's
-COMMUNICATION = ("nccl", "c10d")
+SHOWN = 12  # kernels of a variant, after the table
+FIRST, FLOAT32 = "the first variant's output", "the output of diffusers in float32"
 logger = logging.getLogger(__name__)
 
 
@@ -63,11 +64,11 @@ class Result:
 
     Attributes:
         ms: of each step.
-        error: relative to the first variant's output; None where there is nothing to compare.
+        error: relative to `against`; None where there is nothing to compare.
         first_s: of the first call, with its compilation.
         held_gib: memory that the variant keeps beside the weights: its recording, and what torch has reserved for it.
         parts: ms of one step by kind of GPU work, and the gaps between.
-        kernels: ms of one step in the GPU's kernels that take longest, by name.
+        kernels: of one step, by name: ms and calls of each; those that take longest come first.
         note: why it is not what was asked for.
     """
 
@@ -75,10 +76,11 @@ class Result:
     variant: str
     ms: list[float] = field(default_factory=list)
     error: float | None = None
+    against: str = ""
     first_s: float = 0.0
     held_gib: float = 0.0
     parts: dict[str, float] = field(default_factory=dict)
-    kernels: dict[str, float] = field(default_factory=dict)
+    kernels: dict[str, tuple[float, int]] = field(default_factory=dict)
     note: str = ""
 
     @property
@@ -96,19 +98,30 @@ class _Running:
 
 @torch.no_grad()
 def measure(
-    name: str, variants: Sequence[Variant], *, layers: int | None, dtype: torch.dtype, device: torch.device, runs: int, compare: bool, profile: bool
+    name: str,
+    variants: Sequence[Variant],
+    *,
+    layers: int | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    runs: int,
+    compare: bool,
+    exact: bool,
+    profile: bool,
 ) -> list[Result]:
     """Time each variant of a case, `runs` steps each in turns of a few; a variant that fails says why.
 
     Args:
         compare: the outputs are the model's (not so for a share alone).
+        exact: compare with float32, where memory suffices for it; else with the first variant.
         profile: look into one step of each variant on a GPU.
     """
     case = CASES[name]
     torch._dynamo.config.recompile_limit = 64  # every variant compiles the same blocks anew
     model, inputs = build(case, layers, dtype, device)
     running = []
-    expected: Tensor | None = None
+    expected = reference(model, inputs, dtype) if exact else None
+    against = FLOAT32 if expected is not None else FIRST + (": float32 does not fit in this GPU's memory" if exact else "")
     for index, variant in enumerate(variants):
         result = Result(name, str(variant))
         own = model if index == 0 else again(model, case, layers)
@@ -132,12 +145,13 @@ def measure(
             result.first_s, result.note = 0.0, result.note or "it failed on another rank"
         running.append(_Running(variant, own, inputs, result))
         if compare and result.first_s:
-            expected = output.float() if expected is None else expected
+            expected, result.against = output.float() if expected is None else expected, against
             result.error = ((output.float() - expected).norm() / expected.norm()).item()
     _take_turns([one for one in running if one.result.first_s], runs, device)
     for one in running:
         if profile and one.result.ms and device.type == "cuda":
-            _look(one)
+            spans = look.trace(partial(_step, one.model, one.inputs))
+            one.result.parts, one.result.kernels = look.parts(spans), look.kernels(spans)
     for one in running:
         ungraph(one.model)
     return [one.result for one in running]
@@ -217,53 +231,6 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _look(one: _Running) -> None:
-    """Where one step's milliseconds go on the GPU. Communication counts as far as nothing else runs meanwhile."""
-    from torch.profiler import ProfilerActivity, profile
-
-    dist.barrier()  # else one rank's wait for another one's profiler looks like communication
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        _step(one.model, one.inputs)
-        torch.cuda.synchronize()
-    spans: dict[str, list[tuple[float, float]]] = {"attention": [], "other": [], "communication": []}
-    kernels: Counter[str] = Counter()
-    for event in profiler.events() or ():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
-            spans[_kind(event.name)].append((event.time_range.start, event.time_range.end))
-            kernels[event.name[:120]] += (event.time_range.end - event.time_range.start) / 1000
-    if not any(spans.values()):
-        return
-    attention, other = _busy(spans["attention"]), _busy(spans["attention"] + spans["other"])
-    everything = [span for kind in spans.values() for span in kind]
-    whole = max(end for _, end in everything) - min(start for start, _ in everything)
-    parts = {
-        "attention": attention,
-        "other compute": other - attention,
-        "exposed communication": _busy(everything) - other,
-        "gaps": whole - _busy(everything),
-    }
-    one.result.parts, one.result.kernels = {name: length / 1000 for name, length in parts.items()}, dict(kernels.most_common(15))
-
-
-def _kind(kernel: str) -> str:
-    name = kernel.lower()
-    # A lone rank's copies stand for its exchanges.
-    if any(word in name for word in COMMUNICATION) or ("memcpy dtod" in name and dist.get_backend() == alone.NAME):
-        return "communication"
-    if name.startswith("triton"):
-        return "other"
-    return "attention" if any(word in name for word in ATTENTION) else "other"
-
-
-def _busy(spans: Sequence[tuple[float, float]]) -> float:
-    """Length of the union of intervals."""
-    total, reached = 0.0, float("-inf")
-    for start, end in sorted(spans):
-        total += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return total
-
-
 def layouts(ranks: int, guided: bool) -> list[ParallelConfig]:
     """Each pure layout of the ranks, and the mixed ones that have four or more."""
     found = [ParallelConfig(ulysses_degree=ranks)]
@@ -292,7 +259,7 @@ def as_json(results: Sequence[Result], about: str, command: str) -> str:
 def as_lines(results: Sequence[Result]) -> list[str]:
     """A table: median and spread, the ratio to the first variant, and what else there is to say."""
     base = next((result.median for result in results if result.ms), 0.0)
-    lines = []
+    lines = [f"error: relative to {against}" for against in dict.fromkeys(result.against for result in results if result.against)]
     for result in results:
         if not result.ms:
             lines.append(f"{result.case:14} {result.variant:66} not run: {result.note}")
@@ -303,4 +270,15 @@ def as_lines(results: Sequence[Result]) -> list[str]:
         note = f"  [{result.note}]" if result.note else ""
         extra = f"  first {result.first_s:.0f} s, {result.held_gib:+.1f} GiB"
         lines.append(f"{result.case:14} {result.variant:66} {spread:34} {result.median / base:6.3f}x{error}{extra}{parts}{note}")
+    return lines
+
+
+def kernel_lines(results: Sequence[Result]) -> list[str]:
+    """For after the table: the kernels that take longest, with their calls in one step."""
+    lines = []
+    for result in results:
+        if result.kernels:
+            lines.append(f"{result.case}: {result.variant}: ms and calls of the kernels of one step")
+        for kernel, (ms, calls) in list(result.kernels.items())[:SHOWN]:
+            lines.append(f"{ms:10.2f} {calls:5}  {kernel[:120]}")
     return lines

@@ -30,7 +30,9 @@ BASELINES = ("diffusers", "diffusers-compile", "diffusers-parallel", "diffusers-
 @click.option("--layers", type=int, metavar="N", help="At most so many layers; default: the published model's.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), default="bfloat16", show_default=True)
 @click.option("--runs", type=int, default=12, show_default=True, metavar="N", help="Steps of each variant.")
+@click.option("--exact", is_flag=True, help="Errors against the model in float32, that of diffusers as well.")
 @click.option("--profile", is_flag=True, help="Say how much is attention, other compute, exposed communication, gaps (GPUs).")
+@click.option("--kernels", is_flag=True, help="Name the kernels that take longest as well; implies --profile.")
 @click.option("--json", "json_file", metavar="FILE", help="Keep all figures.")
 @click.option("--plot", metavar="FILE", help="An HTML page with bars; implies --profile.")
 def command(cases: tuple[str, ...], **options: Any) -> None:
@@ -63,6 +65,8 @@ def _measure(cases: tuple[str, ...], options: dict[str, Any]) -> None:
     here = place()
     if here and options["share"]:
         raise ValueError("--share measures one rank of many without the others; leave out torchrun.")
+    if options["exact"] and (options["share"] or 1) > 1:
+        raise ValueError("--share has no output to compare with float32; leave out --exact.")
     if here:
         device = join(ParallelConfig(ulysses_degree=here.world_size)).device
     else:
@@ -86,11 +90,12 @@ def _measure(cases: tuple[str, ...], options: dict[str, Any]) -> None:
             device=device,
             runs=options["runs"],
             compare=(options["share"] or 1) == 1,
-            profile=options["profile"] or bool(options["plot"]),
+            exact=options["exact"],
+            profile=options["profile"] or options["kernels"] or bool(options["plot"]),
         )
         results += found
         if talks():
-            click.echo("\n".join(step.as_lines(found)))
+            click.echo("\n".join(step.as_lines(found) + (step.kernel_lines(found) if options["kernels"] else [])))
     if talks():
         for file, text in ((options["json_file"], step.as_json(results, about, command)), (options["plot"], plot.page(results, about))):
             if file:
