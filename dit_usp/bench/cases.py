@@ -70,7 +70,7 @@ def _qwen(pixels: int, rand: Rand) -> Inputs:
     return dict(
         hidden_states=rand(1, side * side, 64),
         encoder_hidden_states=rand(1, 300, 3584),
-        encoder_hidden_states_mask=torch.ones(1, 300, dtype=torch.int64),
+        encoder_hidden_states_mask=None,  # as its pipeline passes it where no prompt is padded
         timestep=torch.tensor([0.5]),
         img_shapes=[[(1, side, side)]],
     )
@@ -158,10 +158,11 @@ def again(model: nn.Module, case: Case, layers: int | None) -> nn.Module:
     with torch.device("meta"):
         other = _model(case, layers)
     other.load_state_dict(model.state_dict(), assign=True)
-    tables = dict(model.named_buffers())  # those that are not saved are lost on the meta device
-    for name, _ in list(other.named_buffers()):
-        owner, _, short = name.rpartition(".")
-        setattr(other.get_submodule(owner), short, tables[name])
+    for name, module in other.named_modules():  # tables that are not saved are lost on the meta device
+        own = model.get_submodule(name)
+        tables = {key: value for key, value in (*vars(own).items(), *own._buffers.items()) if isinstance(value, Tensor)}
+        for key, table in tables.items():
+            setattr(module, key, table)
     return other
 
 
