@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from itertools import groupby
 
 import diffusers
 import torch
@@ -19,8 +19,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dit_usp.bench import look
-from dit_usp.bench.cases import CASES, Inputs, again, build
+from dit_usp.bench.cases import CASES, Case, Inputs, again, build
 from dit_usp.bench.exact import reference
+from dit_usp.bench.peers import PEERS
 from dit_usp.collectives import split_sizes
 from dit_usp.compiled import compile_blocks
 from dit_usp.config import ParallelConfig
@@ -39,13 +40,13 @@ class Variant:
 
     Attributes:
         parallel: the layout; None: diffusers alone, on this rank.
-        peer: diffusers' own context parallelism instead of ours, with these degrees.
+        peer: whose parallelism, of PEERS, with these degrees; "": ours.
         compile: every block.
         graph: the whole call as a CUDA graph.
     """
 
     parallel: ParallelConfig | None = None
-    peer: bool = False
+    peer: str = ""
     compile: bool = False
     graph: bool = False
 
@@ -54,8 +55,13 @@ class Variant:
             who = "diffusers, one rank"
         else:
             ring = f" ({self.parallel.ring_method})" if self.parallel.ring_degree > 1 else ""
-            who = f"{'diffusers' if self.peer else 'dit-usp'}, {self.parallel}{ring}"
+            who = f"{self.peer or 'dit-usp'}, {self.parallel}{ring}"
         return who + (", compiled" if self.compile else "") + (", graph" if self.graph else "")
+
+    @property
+    def phase(self) -> str:
+        """Variants of one phase take turns; a peer that patches diffusers comes after the others, alone."""
+        return self.peer if self.peer and PEERS[self.peer].patches else ""
 
 
 @dataclass
@@ -89,6 +95,24 @@ class Result:
 
 
 @dataclass
+class _Subject:
+    """The model that every variant runs, by a module of its own that shares the weights.
+
+    Attributes:
+        expected: what the outputs are compared with; None: the first of them.
+    """
+
+    name: str
+    case: Case
+    layers: int | None
+    model: nn.Module
+    inputs: Inputs
+    device: torch.device
+    expected: Tensor | None
+    against: str
+
+
+@dataclass
 class _Running:
     variant: Variant
     model: nn.Module
@@ -116,66 +140,65 @@ def measure(
         exact: compare with float32, where memory suffices for it; else with the first variant.
         profile: look into one step of each variant on a GPU.
     """
-    case = CASES[name]
     torch._dynamo.config.recompile_limit = 64  # every variant compiles the same blocks anew
-    model, inputs = build(case, layers, dtype, device)
-    running = []
+    model, inputs = build(CASES[name], layers, dtype, device)
     expected = reference(model, inputs, dtype) if exact else None
     against = FLOAT32 if expected is not None else FIRST + (": float32 does not fit in this GPU's memory" if exact else "")
-    for index, variant in enumerate(variants):
-        result = Result(name, str(variant))
-        own = model if index == 0 else again(model, case, layers)
-        reserved = _reserved(device)
-        try:
-            start = time.perf_counter()
-            own = _prepared(own, variant, device)
-            output = _step(own, inputs)
-            _wait(device)
-            first_s = time.perf_counter() - start
-            for _ in range(5):  # a graph is recorded at the third call and compared at the fourth
-                output = _step(own, inputs)
-            _wait(device)
-            if graphed := graph_of(own):
-                result.note = "; ".join(reason for reason in graphed.report() if reason != "replayed")
-            result.first_s, result.held_gib = first_s, _reserved(device) - reserved
-        except Exception as error:  # a peer that does not run is a result too
-            result.note = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-            logger.debug("%s", variant, exc_info=True)
-        if _failed_anywhere(not result.first_s, device):
-            result.first_s, result.note = 0.0, result.note or "it failed on another rank"
-        running.append(_Running(variant, own, inputs, result))
-        if compare and result.first_s:
-            expected, result.against = output.float() if expected is None else expected, against
-            result.error = ((output.float() - expected).norm() / expected.norm()).item()
-    _take_turns([one for one in running if one.result.first_s], runs, device)
-    for one in running:
-        if profile and one.result.ms and device.type == "cuda":
-            spans = look.trace(partial(_step, one.model, one.inputs))
-            one.result.parts, one.result.kernels = look.parts(spans), look.kernels(spans)
-    for one in running:
-        ungraph(one.model)
-    return [one.result for one in running]
+    subject = _Subject(name, CASES[name], layers, model, inputs, device, expected, against)
+    results = []
+    for _, phase in groupby(sorted(variants, key=lambda variant: variant.phase), lambda variant: variant.phase):
+        running = [_start(subject, variant, compare) for variant in phase]
+        _take_turns([one for one in running if one.result.first_s], runs, device)
+        for one in running:
+            if profile and one.result.ms and device.type == "cuda":
+                spans = look.trace(partial(_step, one.model, one.inputs))
+                one.result.parts, one.result.kernels = look.parts(spans), look.kernels(spans)
+        for one in running:
+            ungraph(one.model)
+        results += [one.result for one in running]
+    return results
+
+
+def _start(subject: _Subject, variant: Variant, compare: bool) -> _Running:
+    """Prepare a variant and run it until its steps take what they will take."""
+    result, device = Result(subject.name, str(variant)), subject.device
+    own = again(subject.model, subject.case, subject.layers)
+    reserved = _reserved(device)
+    try:
+        start = time.perf_counter()
+        own = _prepared(own, variant, device)
+        output = _step(own, subject.inputs)
+        _wait(device)
+        first_s = time.perf_counter() - start
+        for _ in range(5):  # a graph is recorded at the third call and compared at the fourth
+            output = _step(own, subject.inputs)
+        _wait(device)
+        if graphed := graph_of(own):
+            result.note = "; ".join(reason for reason in graphed.report() if reason != "replayed")
+        result.first_s, result.held_gib = first_s, _reserved(device) - reserved
+    except Exception as error:  # a peer that does not run is a result too
+        result.note = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        logger.debug("%s", variant, exc_info=True)
+    if _failed_anywhere(not result.first_s, device):
+        result.first_s, result.note = 0.0, result.note or "it failed on another rank"
+    if compare and result.first_s:
+        subject.expected = output.float() if subject.expected is None else subject.expected
+        result.error = ((output.float() - subject.expected).norm() / subject.expected.norm()).item()
+        result.against = subject.against
+    return _Running(variant, own, subject.inputs, result)
 
 
 def _prepared(model: nn.Module, variant: Variant, device: torch.device) -> nn.Module:
     mesh = None
     if variant.peer:
         assert variant.parallel
-        _peer(model, variant.parallel)
+        PEERS[variant.peer].parallelize(model, variant.parallel)
     elif variant.parallel:
         mesh = init_mesh(variant.parallel, device.type)
         parallelize(model, mesh)
     if variant.compile:
-        compile_blocks(model)
+        PEERS[variant.peer].compile(model) if variant.peer else compile_blocks(model)
     return graph(model, mesh, when=True) if variant.graph else model
-
-
-def _peer(model: Any, parallel: ParallelConfig) -> None:
-    """diffusers' own context parallelism."""
-    from diffusers import ContextParallelConfig
-
-    config = ContextParallelConfig(ulysses_degree=parallel.ulysses_degree, ring_degree=parallel.ring_degree)
-    model.enable_parallelism(config=config)
 
 
 def _step(model: nn.Module, inputs: Inputs) -> Tensor:
