@@ -6,7 +6,7 @@
     python scripts/check_kernels.py --device cpu --tokens 100
 
 For each kernel of the table that works here: its out and lse, two blocks merged, causal, and masks (one row for all queries, a row each with
-some that allow no key, additive), over types and head sizes; "-": the kernel refuses the call. Then usp_attention on all ranks (NCCL on GPUs),
+some that allow no key, additive, some columns of a wider one), over types and head sizes; "-": the kernel refuses the call. Then usp_attention on all ranks (NCCL on GPUs),
 forward and backward, eager and compiled.
 """
 
@@ -32,7 +32,7 @@ from dit_usp.mesh import Mesh
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 SIZES = (64, 72, 128)
-CASES = ("plain", "merged", "causal", "key mask", "row mask", "additive")
+CASES = ("plain", "merged", "causal", "key mask", "row mask", "additive", "block")
 Result = tuple[Tensor, Tensor | None]
 
 
@@ -44,12 +44,15 @@ def tensors(dtype: torch.dtype, size: int, tokens: int, device: torch.device) ->
     allowed = torch.rand(2, 4, tokens, tokens + 24, generator=generator).to(device) > 0.3
     allowed[0, :, 5] = False
     bias = torch.randn(1, 4, tokens, tokens + 24, generator=generator).to(device, dtype)
-    return [q[:, :tokens], k + 0.5, v], {"key mask": allowed[:, :1, :1], "row mask": allowed, "additive": bias}
+    block = bias[..., 3 : 3 + tokens // 16 * 16]  # columns of a ring's block: rows that begin anywhere in memory
+    return [q[:, :tokens], k + 0.5, v], {"key mask": allowed[:, :1, :1], "row mask": allowed, "additive": bias, "block": block}
 
 
 def attention(name: str, case: str, q: Tensor, k: Tensor, v: Tensor, masks: dict[str, Tensor]) -> Result:
     if case == "causal":
         return run(name, q, k[:, : q.shape[1]], v[:, : q.shape[1]], causal=True)
+    if case == "block":
+        k, v = (x[:, : masks[case].shape[3]] for x in (k, v))
     if case == "merged":
         half = k.shape[1] // 2 - 3
         (out, lse), (other, other_lse) = run(name, q, k[:, :half], v[:, :half]), run(name, q, k[:, half:], v[:, half:])

@@ -36,7 +36,7 @@ OPTIONS = {
     "--print-plan --overwrite --compile --graph --debug",
     "models": "--json",
     "topo": "--json",
-    "bench": "--share --ulysses --ring --cfg --ring-method --mode --baseline --layers --dtype --runs --profile --json --plot",
+    "bench": "--share --ulysses --ring --cfg --ring-method --mode --baseline --layers --dtype --runs --exact --profile --kernels --json --plot",
     "show": "--json",
 }
 

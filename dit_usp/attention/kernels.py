@@ -89,6 +89,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, ca
     """torch's own choice of kernel (cuDNN on Hopper)."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     gqa = q.shape[1] != k.shape[1]
+    mask = mask if mask is None or mask.dtype == torch.bool else _aligned(mask)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=gqa).transpose(1, 2), None
 
 
@@ -132,10 +133,7 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, c
 def _efficient(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
     """aten's memory-efficient kernel (from xformers). Its LSE is padded to a multiple of 32 queries."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    bias = _bias(mask, q, k)
-    if bias is not None and k.shape[2] % 16:  # it reads the bias in aligned vectors
-        bias = F.pad(bias, (0, -k.shape[2] % 16))[..., : k.shape[2]]
-    out, lse, *_ = aten._scaled_dot_product_efficient_attention(q, k, v, bias, True, 0.0, causal, scale=scale)
+    out, lse, *_ = aten._scaled_dot_product_efficient_attention(q, k, v, _bias(mask, q, k), True, 0.0, causal, scale=scale)
     return out.transpose(1, 2), lse[:, :, : q.shape[2]]
 
 
@@ -182,7 +180,15 @@ def _bias(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
         mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, -torch.inf)
     elif mask.dtype != q.dtype:  # a narrower type would make -inf of a finite value, and a row without keys of a row of those
         mask = torch.where(mask == -torch.inf, mask, mask.clamp(torch.finfo(q.dtype).min))
-    return mask.to(q.dtype).expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+    return _aligned(mask.to(q.dtype)).expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+
+
+def _aligned(mask: Tensor) -> Tensor:
+    """The mask with rows that begin at multiples of 16 elements: kernels read vectors, and a block of columns may begin anywhere in memory."""
+    steps = [stride for stride, size in zip(mask.stride()[:-1], mask.shape[:-1], strict=True) if size > 1]
+    if mask.device.type == "cpu" or mask.shape[-1] == 1 or (mask.stride(-1) == 1 and not any(step % 16 for step in (mask.storage_offset(), *steps))):
+        return mask
+    return F.pad(mask, (0, 16 - mask.shape[-1] % 16))[..., : mask.shape[-1]]
 
 
 KERNELS: dict[str, Kernel] = {

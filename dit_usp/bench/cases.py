@@ -70,7 +70,7 @@ def _qwen(pixels: int, rand: Rand) -> Inputs:
     return dict(
         hidden_states=rand(1, side * side, 64),
         encoder_hidden_states=rand(1, 300, 3584),
-        encoder_hidden_states_mask=torch.ones(1, 300, dtype=torch.int64),
+        encoder_hidden_states_mask=None,  # as its pipeline passes it where no prompt is padded
         timestep=torch.tensor([0.5]),
         img_shapes=[[(1, side, side)]],
     )
@@ -150,7 +150,7 @@ def build(case: Case, layers: int | None, dtype: torch.dtype, device: torch.devi
     for parameter in model.parameters():
         if not parameter.is_meta and not parameter.any():
             parameter.normal_(std=0.02)
-    return model, _to(inputs, device)
+    return model, each_tensor(inputs, lambda tensor: tensor.to(device))
 
 
 def again(model: nn.Module, case: Case, layers: int | None) -> nn.Module:
@@ -158,16 +158,18 @@ def again(model: nn.Module, case: Case, layers: int | None) -> nn.Module:
     with torch.device("meta"):
         other = _model(case, layers)
     other.load_state_dict(model.state_dict(), assign=True)
-    tables = dict(model.named_buffers())  # those that are not saved are lost on the meta device
-    for name, _ in list(other.named_buffers()):
-        owner, _, short = name.rpartition(".")
-        setattr(other.get_submodule(owner), short, tables[name])
+    for name, module in other.named_modules():  # tables that are not saved are lost on the meta device
+        own = model.get_submodule(name)
+        tables = {key: value for key, value in (*vars(own).items(), *own._buffers.items()) if isinstance(value, Tensor)}
+        for key, table in tables.items():
+            setattr(module, key, table)
     return other
 
 
-def _to(value: Any, device: torch.device) -> Any:
+def each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same inputs with every tensor changed."""
     if isinstance(value, tuple):
-        return tuple(_to(item, device) for item in value)
+        return tuple(each_tensor(item, change) for item in value)
     if isinstance(value, dict):
-        return {key: _to(item, device) for key, item in value.items()}
-    return value.to(device) if isinstance(value, Tensor) else value
+        return {key: each_tensor(item, change) for key, item in value.items()}
+    return change(value) if isinstance(value, Tensor) else value

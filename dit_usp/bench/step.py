@@ -7,10 +7,10 @@ import json
 import logging
 import statistics
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import partial
+from itertools import groupby
 
 import diffusers
 import torch
@@ -18,8 +18,10 @@ import torch._dynamo
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dit_usp.bench import alone
-from dit_usp.bench.cases import CASES, Inputs, again, build
+from dit_usp.bench import look
+from dit_usp.bench.cases import CASES, Case, Inputs, again, build
+from dit_usp.bench.exact import reference
+from dit_usp.bench.peers import PEERS
 from dit_usp.collectives import split_sizes
 from dit_usp.compiled import compile_blocks
 from dit_usp.config import ParallelConfig
@@ -27,8 +29,8 @@ from dit_usp.graph import graph, graph_of, ungraph
 from dit_usp.inject import parallelize
 from dit_usp.mesh import init_mesh
 
-ATTENTION = ("flash", "fmha", "attention", "sdpa", "cudnn_generated")  # in the names of attention kernels, but not of inductor's
-COMMUNICATION = ("nccl", "c10d")
+SHOWN = 12  # kernels of a variant, after the table
+FIRST, FLOAT32 = "the first variant's output", "the output of diffusers in float32"
 logger = logging.getLogger(__name__)
 
 
@@ -38,13 +40,13 @@ class Variant:
 
     Attributes:
         parallel: the layout; None: diffusers alone, on this rank.
-        peer: diffusers' own context parallelism instead of ours, with these degrees.
+        peer: whose parallelism, of PEERS, with these degrees; "": ours.
         compile: every block.
         graph: the whole call as a CUDA graph.
     """
 
     parallel: ParallelConfig | None = None
-    peer: bool = False
+    peer: str = ""
     compile: bool = False
     graph: bool = False
 
@@ -53,8 +55,13 @@ class Variant:
             who = "diffusers, one rank"
         else:
             ring = f" ({self.parallel.ring_method})" if self.parallel.ring_degree > 1 else ""
-            who = f"{'diffusers' if self.peer else 'dit-usp'}, {self.parallel}{ring}"
+            who = f"{self.peer or 'dit-usp'}, {self.parallel}{ring}"
         return who + (", compiled" if self.compile else "") + (", graph" if self.graph else "")
+
+    @property
+    def phase(self) -> str:
+        """Variants of one phase take turns; a peer that patches diffusers comes after the others, alone."""
+        return self.peer if self.peer and PEERS[self.peer].patches else ""
 
 
 @dataclass
@@ -63,11 +70,11 @@ class Result:
 
     Attributes:
         ms: of each step.
-        error: relative to the first variant's output; None where there is nothing to compare.
+        error: relative to `against`; None where there is nothing to compare.
         first_s: of the first call, with its compilation.
         held_gib: memory that the variant keeps beside the weights: its recording, and what torch has reserved for it.
         parts: ms of one step by kind of GPU work, and the gaps between.
-        kernels: ms of one step in the GPU's kernels that take longest, by name.
+        kernels: of one step, by name: ms and calls of each; those that take longest come first.
         note: why it is not what was asked for.
     """
 
@@ -75,15 +82,34 @@ class Result:
     variant: str
     ms: list[float] = field(default_factory=list)
     error: float | None = None
+    against: str = ""
     first_s: float = 0.0
     held_gib: float = 0.0
     parts: dict[str, float] = field(default_factory=dict)
-    kernels: dict[str, float] = field(default_factory=dict)
+    kernels: dict[str, tuple[float, int]] = field(default_factory=dict)
     note: str = ""
 
     @property
     def median(self) -> float:
         return statistics.median(self.ms)
+
+
+@dataclass
+class _Subject:
+    """The model that every variant runs, by a module of its own that shares the weights.
+
+    Attributes:
+        expected: what the outputs are compared with; None: the first of them.
+    """
+
+    name: str
+    case: Case
+    layers: int | None
+    model: nn.Module
+    inputs: Inputs
+    device: torch.device
+    expected: Tensor | None
+    against: str
 
 
 @dataclass
@@ -96,72 +122,83 @@ class _Running:
 
 @torch.no_grad()
 def measure(
-    name: str, variants: Sequence[Variant], *, layers: int | None, dtype: torch.dtype, device: torch.device, runs: int, compare: bool, profile: bool
+    name: str,
+    variants: Sequence[Variant],
+    *,
+    layers: int | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    runs: int,
+    compare: bool,
+    exact: bool,
+    profile: bool,
 ) -> list[Result]:
     """Time each variant of a case, `runs` steps each in turns of a few; a variant that fails says why.
 
     Args:
         compare: the outputs are the model's (not so for a share alone).
+        exact: compare with float32, where memory suffices for it; else with the first variant.
         profile: look into one step of each variant on a GPU.
     """
-    case = CASES[name]
     torch._dynamo.config.recompile_limit = 64  # every variant compiles the same blocks anew
-    model, inputs = build(case, layers, dtype, device)
-    running = []
-    expected: Tensor | None = None
-    for index, variant in enumerate(variants):
-        result = Result(name, str(variant))
-        own = model if index == 0 else again(model, case, layers)
-        reserved = _reserved(device)
-        try:
-            start = time.perf_counter()
-            own = _prepared(own, variant, device)
-            output = _step(own, inputs)
-            _wait(device)
-            first_s = time.perf_counter() - start
-            for _ in range(5):  # a graph is recorded at the third call and compared at the fourth
-                output = _step(own, inputs)
-            _wait(device)
-            if graphed := graph_of(own):
-                result.note = "; ".join(reason for reason in graphed.report() if reason != "replayed")
-            result.first_s, result.held_gib = first_s, _reserved(device) - reserved
-        except Exception as error:  # a peer that does not run is a result too
-            result.note = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-            logger.debug("%s", variant, exc_info=True)
-        if _failed_anywhere(not result.first_s, device):
-            result.first_s, result.note = 0.0, result.note or "it failed on another rank"
-        running.append(_Running(variant, own, inputs, result))
-        if compare and result.first_s:
-            expected = output.float() if expected is None else expected
-            result.error = ((output.float() - expected).norm() / expected.norm()).item()
-    _take_turns([one for one in running if one.result.first_s], runs, device)
-    for one in running:
-        if profile and one.result.ms and device.type == "cuda":
-            _look(one)
-    for one in running:
-        ungraph(one.model)
-    return [one.result for one in running]
+    model, inputs = build(CASES[name], layers, dtype, device)
+    expected = reference(model, inputs, dtype) if exact else None
+    against = FLOAT32 if expected is not None else FIRST + (": float32 does not fit in this GPU's memory" if exact else "")
+    subject = _Subject(name, CASES[name], layers, model, inputs, device, expected, against)
+    results = []
+    for _, phase in groupby(sorted(variants, key=lambda variant: variant.phase), lambda variant: variant.phase):
+        running = [_start(subject, variant, compare) for variant in phase]
+        _take_turns([one for one in running if one.result.first_s], runs, device)
+        for one in running:
+            if profile and one.result.ms and device.type == "cuda":
+                spans = look.trace(partial(_step, one.model, one.inputs))
+                one.result.parts, one.result.kernels = look.parts(spans), look.kernels(spans)
+        for one in running:
+            ungraph(one.model)
+        results += [one.result for one in running]
+    return results
+
+
+def _start(subject: _Subject, variant: Variant, compare: bool) -> _Running:
+    """Prepare a variant and run it until its steps take what they will take."""
+    result, device = Result(subject.name, str(variant)), subject.device
+    own = again(subject.model, subject.case, subject.layers)
+    reserved = _reserved(device)
+    try:
+        start = time.perf_counter()
+        own = _prepared(own, variant, device)
+        output = _step(own, subject.inputs)
+        _wait(device)
+        first_s = time.perf_counter() - start
+        for _ in range(5):  # a graph is recorded at the third call and compared at the fourth
+            output = _step(own, subject.inputs)
+        _wait(device)
+        if graphed := graph_of(own):
+            result.note = "; ".join(reason for reason in graphed.report() if reason != "replayed")
+        result.first_s, result.held_gib = first_s, _reserved(device) - reserved
+    except Exception as error:  # a peer that does not run is a result too
+        result.note = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        logger.debug("%s", variant, exc_info=True)
+    if _failed_anywhere(not result.first_s, device):
+        result.first_s, result.note = 0.0, result.note or "it failed on another rank"
+    if compare and result.first_s:
+        subject.expected = output.float() if subject.expected is None else subject.expected
+        result.error = ((output.float() - subject.expected).norm() / subject.expected.norm()).item()
+        result.against = subject.against
+    return _Running(variant, own, subject.inputs, result)
 
 
 def _prepared(model: nn.Module, variant: Variant, device: torch.device) -> nn.Module:
     mesh = None
     if variant.peer:
         assert variant.parallel
-        _peer(model, variant.parallel)
+        PEERS[variant.peer].parallelize(model, variant.parallel)
     elif variant.parallel:
         mesh = init_mesh(variant.parallel, device.type)
         parallelize(model, mesh)
     if variant.compile:
-        compile_blocks(model)
+        PEERS[variant.peer].compile(model) if variant.peer else compile_blocks(model)
     return graph(model, mesh, when=True) if variant.graph else model
-
-
-def _peer(model: Any, parallel: ParallelConfig) -> None:
-    """diffusers' own context parallelism."""
-    from diffusers import ContextParallelConfig
-
-    config = ContextParallelConfig(ulysses_degree=parallel.ulysses_degree, ring_degree=parallel.ring_degree)
-    model.enable_parallelism(config=config)
 
 
 def _step(model: nn.Module, inputs: Inputs) -> Tensor:
@@ -217,53 +254,6 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _look(one: _Running) -> None:
-    """Where one step's milliseconds go on the GPU. Communication counts as far as nothing else runs meanwhile."""
-    from torch.profiler import ProfilerActivity, profile
-
-    dist.barrier()  # else one rank's wait for another one's profiler looks like communication
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        _step(one.model, one.inputs)
-        torch.cuda.synchronize()
-    spans: dict[str, list[tuple[float, float]]] = {"attention": [], "other": [], "communication": []}
-    kernels: Counter[str] = Counter()
-    for event in profiler.events() or ():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
-            spans[_kind(event.name)].append((event.time_range.start, event.time_range.end))
-            kernels[event.name[:120]] += (event.time_range.end - event.time_range.start) / 1000
-    if not any(spans.values()):
-        return
-    attention, other = _busy(spans["attention"]), _busy(spans["attention"] + spans["other"])
-    everything = [span for kind in spans.values() for span in kind]
-    whole = max(end for _, end in everything) - min(start for start, _ in everything)
-    parts = {
-        "attention": attention,
-        "other compute": other - attention,
-        "exposed communication": _busy(everything) - other,
-        "gaps": whole - _busy(everything),
-    }
-    one.result.parts, one.result.kernels = {name: length / 1000 for name, length in parts.items()}, dict(kernels.most_common(80))
-
-
-def _kind(kernel: str) -> str:
-    name = kernel.lower()
-    # A lone rank's copies stand for its exchanges.
-    if any(word in name for word in COMMUNICATION) or ("memcpy dtod" in name and dist.get_backend() == alone.Alone.NAME):
-        return "communication"
-    if name.startswith("triton"):
-        return "other"
-    return "attention" if any(word in name for word in ATTENTION) else "other"
-
-
-def _busy(spans: Sequence[tuple[float, float]]) -> float:
-    """Length of the union of intervals."""
-    total, reached = 0.0, float("-inf")
-    for start, end in sorted(spans):
-        total += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return total
-
-
 def layouts(ranks: int, guided: bool) -> list[ParallelConfig]:
     """Each pure layout of the ranks, and the mixed ones that have four or more."""
     found = [ParallelConfig(ulysses_degree=ranks)]
@@ -292,7 +282,7 @@ def as_json(results: Sequence[Result], about: str, command: str) -> str:
 def as_lines(results: Sequence[Result]) -> list[str]:
     """A table: median and spread, the ratio to the first variant, and what else there is to say."""
     base = next((result.median for result in results if result.ms), 0.0)
-    lines = []
+    lines = [f"error: relative to {against}" for against in dict.fromkeys(result.against for result in results if result.against)]
     for result in results:
         if not result.ms:
             lines.append(f"{result.case:14} {result.variant:66} not run: {result.note}")
@@ -303,4 +293,15 @@ def as_lines(results: Sequence[Result]) -> list[str]:
         note = f"  [{result.note}]" if result.note else ""
         extra = f"  first {result.first_s:.0f} s, {result.held_gib:+.1f} GiB"
         lines.append(f"{result.case:14} {result.variant:66} {spread:34} {result.median / base:6.3f}x{error}{extra}{parts}{note}")
+    return lines
+
+
+def kernel_lines(results: Sequence[Result]) -> list[str]:
+    """For after the table: the kernels that take longest, with their calls in one step."""
+    lines = []
+    for result in results:
+        if result.kernels:
+            lines.append(f"{result.case}: {result.variant}: ms and calls of the kernels of one step")
+        for kernel, (ms, calls) in list(result.kernels.items())[:SHOWN]:
+            lines.append(f"{ms:10.2f} {calls:5}  {kernel[:120]}")
     return lines

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from dit_usp.config import ParallelConfig
 
 MODES = ("eager", "compile", "graph", "compile+graph")
-BASELINES = ("diffusers", "diffusers-compile", "diffusers-parallel", "diffusers-parallel-compile")
+PEERS = {"diffusers-parallel": "diffusers", "cache-dit": "cache-dit", "cache-dit-async": "cache-dit-async"}
+BASELINES = tuple(name + compiled for name in ("diffusers", *PEERS) for compiled in ("", "-compile"))
 
 
 @click.command("bench")
@@ -26,11 +27,15 @@ BASELINES = ("diffusers", "diffusers-compile", "diffusers-parallel", "diffusers-
 @click.option("--cfg", type=int, metavar="N")
 @click.option("--ring-method", type=click.Choice(["rotate", "gather"]), default="rotate", show_default=True)
 @click.option("--mode", "modes", multiple=True, type=click.Choice(MODES), help="Several may be given. Default: eager.")
-@click.option("--baseline", "baselines", multiple=True, type=click.Choice(BASELINES), help="Run by turns with ours. Default: diffusers.")
+@click.option(
+    "--baseline", "baselines", multiple=True, type=click.Choice(BASELINES), help="Run by turns with ours, cache-dit after. Default: diffusers."
+)
 @click.option("--layers", type=int, metavar="N", help="At most so many layers; default: the published model's.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float16", "float32"]), default="bfloat16", show_default=True)
 @click.option("--runs", type=int, default=12, show_default=True, metavar="N", help="Steps of each variant.")
+@click.option("--exact", is_flag=True, help="Errors against the model in float32, that of diffusers as well.")
 @click.option("--profile", is_flag=True, help="Say how much is attention, other compute, exposed communication, gaps (GPUs).")
+@click.option("--kernels", is_flag=True, help="Name the kernels that take longest as well; implies --profile.")
 @click.option("--json", "json_file", metavar="FILE", help="Keep all figures.")
 @click.option("--plot", metavar="FILE", help="An HTML page with bars; implies --profile.")
 def command(cases: tuple[str, ...], **options: Any) -> None:
@@ -48,6 +53,8 @@ def command(cases: tuple[str, ...], **options: Any) -> None:
     for option, least in (("share", 1), ("layers", 1), ("runs", 1)):
         if options[option] is not None and options[option] < least:
             raise ValueError(f"--{option} {options[option]}: use {least} or more.")
+    if len(cases) > 1 and any(baseline.startswith("cache-dit") for baseline in options["baselines"]):
+        raise ValueError("cache-dit replaces functions of diffusers for the whole process; with it, name one case.")
     _measure(cases, options)
 
 
@@ -63,6 +70,8 @@ def _measure(cases: tuple[str, ...], options: dict[str, Any]) -> None:
     here = place()
     if here and options["share"]:
         raise ValueError("--share measures one rank of many without the others; leave out torchrun.")
+    if options["exact"] and (options["share"] or 1) > 1:
+        raise ValueError("--share has no output to compare with float32; leave out --exact.")
     if here:
         device = join(ParallelConfig(ulysses_degree=here.world_size)).device
     else:
@@ -86,11 +95,12 @@ def _measure(cases: tuple[str, ...], options: dict[str, Any]) -> None:
             device=device,
             runs=options["runs"],
             compare=(options["share"] or 1) == 1,
-            profile=options["profile"] or bool(options["plot"]),
+            exact=options["exact"],
+            profile=options["profile"] or options["kernels"] or bool(options["plot"]),
         )
         results += found
         if talks():
-            click.echo("\n".join(step.as_lines(found)))
+            click.echo("\n".join(step.as_lines(found) + (step.kernel_lines(found) if options["kernels"] else [])))
     if talks():
         for file, text in ((options["json_file"], step.as_json(results, about, command)), (options["plot"], plot.page(results, about))):
             if file:
@@ -100,14 +110,15 @@ def _measure(cases: tuple[str, ...], options: dict[str, Any]) -> None:
 
 
 def _variants(ranks: int, guided: bool, options: dict[str, Any]) -> list[Variant]:
+    from dit_usp.bench.peers import PEERS as PARALLEL
     from dit_usp.bench.step import Variant
 
     layouts = _layouts(ranks, guided, options)
     variants = []
     for baseline in options["baselines"] or ("diffusers",):
-        peers = [layout for layout in layouts if layout.cfg_degree == 1 and (layout.ring_degree == 1 or layout.ring_method == "gather")]
-        for layout in peers if "parallel" in baseline else [None]:
-            variants.append(Variant(layout, peer=layout is not None, compile=baseline.endswith("compile")))
+        peer, compiled = PEERS.get(baseline.removesuffix("-compile"), ""), baseline.endswith("-compile")
+        fitting = [layout for layout in layouts if layout.cfg_degree == 1 and PARALLEL[peer].fits(layout)] if peer else [None]
+        variants += [Variant(layout, peer, compile=compiled) for layout in fitting]
     for mode in options["modes"] or ("eager",):
         variants += [Variant(layout, compile="compile" in mode, graph="graph" in mode) for layout in layouts]
     return variants

@@ -11,7 +11,7 @@ import torch
 
 from dit_usp.attention import available, choice, choose
 from dit_usp.attention.choice import chosen, self_test
-from dit_usp.attention.kernels import EXACT, KERNELS, Call, run
+from dit_usp.attention.kernels import EXACT, KERNELS, Call, _aligned, run
 from dit_usp.attention.preference import DEFAULT, MEASURED, preferences
 from dit_usp.errors import UnsupportedError
 
@@ -303,3 +303,13 @@ def test_no_kernel_takes_a_call_it_cannot_keep():
     assert KERNELS["cudnn"].refusal(Call("cuda", torch.float16, 256, 256)) == "takes head sizes up to 128 that are multiples of 8, not 256"
     assert KERNELS["flash"].refusal(Call("cuda", torch.float16, 36, 36)) == "takes head sizes up to 256 that are multiples of 8, not 36"
     assert KERNELS["math"].refusal(Call("cuda", torch.float16, 36, 40, masked=True, lse=True, grad=True)) == ""
+
+
+@pytest.mark.parametrize("columns", [slice(5, 21), slice(0, 21), slice(16, 32)])
+def test_rows_of_a_mask_begin_where_kernels_can_read_vectors(columns):
+    mask = torch.empty(2, 1, 7, 48, device="meta", dtype=torch.bfloat16)[..., columns]
+    aligned = _aligned(mask)
+    assert aligned.shape == mask.shape
+    assert aligned.storage_offset() % 16 == 0
+    assert all(step % 16 == 0 for step in aligned.stride()[:-1])
+    assert (aligned is mask) == (columns.start % 16 == 0)

@@ -1,0 +1,30 @@
+"""What rounding is measured against: the model in float32, with the same weights and inputs."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from dit_usp.bench.cases import Inputs, each_tensor
+
+
+def reference(model: nn.Module, inputs: Inputs, dtype: torch.dtype) -> Tensor | None:
+    """The output in float32, or None where the GPU's memory does not suffice. Rounded back, the weights are what they were.
+
+    All of the type `dtype` is upcast where it is, one tensor after the other, tables and parameters that no layer owns included: beside the float32
+    weights, at most one tensor lies in memory twice.
+    """
+    weights = [tensor for tensor in chain(model.parameters(), model.buffers()) if tensor.dtype == dtype]
+    output = None
+    try:
+        for tensor in weights:
+            tensor.data = tensor.data.float()
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # convolutions would round to 10 bits
+            output = model(**each_tensor(inputs, lambda tensor: tensor.float() if tensor.dtype == dtype else tensor), return_dict=False)[0]
+    except torch.OutOfMemoryError:
+        pass  # what the call held is free once this is handled, so that the weights can be restored
+    for tensor in weights:
+        tensor.data = tensor.data.to(dtype)
+    return output
