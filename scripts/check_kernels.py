@@ -6,8 +6,8 @@
     python scripts/check_kernels.py --device cpu --tokens 100
 
 For each kernel of the table that works here: its out and lse, two blocks merged, causal, and masks (one row for all queries, a row each with
-some that allow no key, additive, some columns of a wider one), over types and head sizes; "-": the kernel refuses the call. Then usp_attention on all ranks (NCCL on GPUs),
-forward and backward, eager and compiled.
+some that allow no key, additive, some columns of a wider one), over types and head sizes; "-": the kernel refuses the call. Then usp_attention on
+all ranks (NCCL on GPUs), forward and backward, eager and compiled.
 """
 
 from __future__ import annotations
