@@ -154,10 +154,13 @@ def measured(arguments, fake):
     options = command.make_context("bench", ["tiny", *arguments]).params
     variants = _variants(torch.distributed.get_world_size(), False, options)
     what = dict(layers=1, dtype=torch.float32, device=torch.device("cpu"), runs=2, compare=True, exact=False, profile=False)
+    told = []
     try:
-        results = step.measure("tiny", variants, **what)
+        results = step.measure("tiny", variants, told=lambda results: told.append(len(results)), **what)
     finally:
         fake, DiTTransformer2DModel.forward = sys.modules.pop("cache_dit", None), PLAIN
+    assert told[-1] == len(results)
+    assert len(told) == len({variant.phase for variant in variants})  # each group as soon as it is done
     return {result.variant: result for result in results}, fake and fake.calls
 
 

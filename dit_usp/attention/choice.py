@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dit_usp.attention.kernels import EXACT, HALF, KERNELS, Call, run
+from dit_usp.attention.masks import LOWEST
 from dit_usp.attention.merge import merge
 from dit_usp.attention.preference import DEFAULT, preferences
 from dit_usp.errors import UnsupportedError
@@ -127,16 +128,26 @@ def _self_test_errors(name: str, dtype: torch.dtype, device: torch.device) -> li
     generator = torch.Generator().manual_seed(0)  # the global state of the caller stays as it is
     q, k, v = (torch.randn(2, length, 2, 64, generator=generator).to(device, dtype) for length in (48, 80, 80))
     k = k + 0.5  # keys of real models have a mean, which some kernels take out
-    first, second = (run(name, q, k[:, part], v[:, part]) for part in (slice(0, 24), slice(24, 80)))
-    errors = []
-    if first[1] is not None and second[1] is not None:
-        errors += _errors(merge(*merge(None, None, first[0], first[1]), second[0], second[1]), _reference(q, k, v))
+    parts = [run(name, q, k[:, part], v[:, part]) for part in (slice(0, 24), slice(24, 80))]
+    errors = _merged_errors(parts, _reference(q, k, v))
     errors += _errors(run(name, q, k[:, :48], v[:, :48], causal=True), _reference(q, k[:, :48], v[:, :48], causal=True))
     if kernel.mask:
         mask = torch.rand(2, 1, 48, 80, generator=generator).to(device) > 0.5
         mask[0, :, 3] = False
         errors += _errors(run(name, q, k, v, mask), _reference(q, k, v, mask))
+        hidden = torch.zeros(1, 1, 48, 80, device=device, dtype=dtype)
+        hidden[:, :, 5, :24] = max(LOWEST, torch.finfo(dtype).min)  # a row whose first block is all but empty
+        parts = [run(name, q, k[:, part], v[:, part], hidden[..., part]) for part in (slice(0, 24), slice(24, 80))]
+        errors += _merged_errors(parts, _reference(q, k, v, hidden))
     return errors
+
+
+def _merged_errors(parts: list[tuple[Tensor, Tensor | None]], expected: tuple[Tensor, Tensor | None]) -> list[float]:
+    """Of two blocks merged as the ring does; none for a kernel without LSE."""
+    (first, first_lse), (second, second_lse) = parts
+    if first_lse is None or second_lse is None:
+        return []
+    return _errors(merge(*merge(None, None, first, first_lse), second, second_lse), expected)
 
 
 def _reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> tuple[Tensor, Tensor | None]:

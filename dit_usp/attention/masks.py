@@ -82,17 +82,22 @@ def prepare_mask(
 
 # fp32's step is 4e-6 above the first, so that an LSE of that size still tells the blocks of a ring apart to 1e-5; it is 8 above the second.
 FAR, HIDING = 64.0, 1e8
+LOWEST = -1e30  # finfo.min times log2(e), which kernels of powers of two compute, is -inf: a block of nothing but that had a wrong LSE
 
 
 def near_zero(mask: Tensor) -> tuple[Tensor, Tensor]:
     """An additive mask whose rows that are far from zero everywhere (-1e9, finfo.min) are moved up or down to end at zero: softmax is the same.
+
+    Keys that a row hides by less than -inf are hidden by LOWEST at the most.
 
     Also its rows that are so far from zero that fp32 loses every score in the sum: (B, H, S, 1). scaled_dot_product_attention then gives the mean of
     the values; so does a query of zeros on the moved row.
     """
     top = mask.detach().float().amax(dim=3, keepdim=True)
     far = torch.where((top.abs() > FAR) & top.isfinite(), top, 0)
-    return (mask - far).to(mask.dtype), far.abs() > HIDING
+    moved = (mask - far).to(mask.dtype)
+    lowest = max(LOWEST, torch.finfo(mask.dtype).min)
+    return torch.where(moved == -torch.inf, moved, moved.clamp(lowest)), far.abs() > HIDING
 
 
 def _four_dims(mask: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import json
 import logging
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import groupby
@@ -132,6 +132,7 @@ def measure(
     compare: bool,
     exact: bool,
     profile: bool,
+    told: Callable[[list[Result]], None] = lambda results: None,
 ) -> list[Result]:
     """Time each variant of a case, `runs` steps each in turns of a few; a variant that fails says why.
 
@@ -139,6 +140,7 @@ def measure(
         compare: the outputs are the model's (not so for a share alone).
         exact: compare with float32, where memory suffices for it; else with the first variant.
         profile: look into one step of each variant on a GPU.
+        told: called with the results so far, as soon as there are more: a peer's variant may never end.
     """
     torch._dynamo.config.recompile_limit = 64  # every variant compiles the same blocks anew
     model, inputs = build(CASES[name], layers, dtype, device)
@@ -156,6 +158,7 @@ def measure(
         for one in running:
             ungraph(one.model)
         results += [one.result for one in running]
+        told(results)
     return results
 
 

@@ -11,7 +11,7 @@ import click
 from dit_usp.cli.console import talks
 
 if TYPE_CHECKING:
-    from dit_usp.bench.step import Variant
+    from dit_usp.bench.step import Result, Variant
     from dit_usp.config import ParallelConfig
 
 MODES = ("eager", "compile", "graph", "compile+graph")
@@ -62,7 +62,7 @@ def _measure(cases: tuple[str, ...], options: dict[str, Any]) -> None:
     import torch
     import torch.distributed as dist
 
-    from dit_usp.bench import alone, plot, step
+    from dit_usp.bench import alone, step
     from dit_usp.bench.cases import CASES
     from dit_usp.config import ParallelConfig
     from dit_usp.launch import join, place
@@ -84,12 +84,11 @@ def _measure(cases: tuple[str, ...], options: dict[str, Any]) -> None:
     )
     if talks():
         click.echo(f"$ {command}\n{about}")
-    results = []
+    table = _Table(about, command, options)
     for name in cases:
-        variants = _variants(dist.get_world_size(), CASES[name].guided, options)
         found = step.measure(
             name,
-            variants,
+            _variants(dist.get_world_size(), CASES[name].guided, options),
             layers=options["layers"],
             dtype=dtype,
             device=device,
@@ -97,16 +96,40 @@ def _measure(cases: tuple[str, ...], options: dict[str, Any]) -> None:
             compare=(options["share"] or 1) == 1,
             exact=options["exact"],
             profile=options["profile"] or options["kernels"] or bool(options["plot"]),
+            told=table.tell if talks() else lambda results: None,
         )
-        results += found
-        if talks():
-            click.echo("\n".join(step.as_lines(found) + (step.kernel_lines(found) if options["kernels"] else [])))
-    if talks():
-        for file, text in ((options["json_file"], step.as_json(results, about, command)), (options["plot"], plot.page(results, about))):
+        table.close(found)
+    if talks() and options["kernels"]:
+        click.echo("\n".join(step.kernel_lines(table.results)))
+    dist.destroy_process_group()
+
+
+class _Table:
+    """What was measured so far, printed and written to the files that were asked for as it comes."""
+
+    def __init__(self, about: str, command: str, options: dict[str, Any]) -> None:
+        self.about, self.command, self.options = about, command, options
+        self.results: list[Result] = []
+        self.shown = 0  # lines of the case under way
+
+    def tell(self, found: list[Result]) -> None:
+        """More results of the case under way."""
+        from dit_usp.bench import plot, step
+
+        lines = step.as_lines(found)
+        click.echo("\n".join(lines[self.shown :]))
+        self.shown = len(lines)
+        results = [*self.results, *found]
+        texts = {self.options["json_file"]: step.as_json(results, self.about, self.command), self.options["plot"]: plot.page(results, self.about)}
+        for file, text in texts.items():
             if file:
                 with open(file, "w", encoding="utf-8") as out:
                     out.write(text)
-    dist.destroy_process_group()
+
+    def close(self, found: list[Result]) -> None:
+        """The case has ended with these."""
+        self.results += found
+        self.shown = 0
 
 
 def _variants(ranks: int, guided: bool, options: dict[str, Any]) -> list[Variant]:

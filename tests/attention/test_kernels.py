@@ -12,6 +12,7 @@ import torch
 from dit_usp.attention import available, choice, choose
 from dit_usp.attention.choice import chosen, self_test
 from dit_usp.attention.kernels import EXACT, KERNELS, Call, _aligned, run
+from dit_usp.attention.masks import near_zero
 from dit_usp.attention.preference import DEFAULT, MEASURED, preferences
 from dit_usp.errors import UnsupportedError
 
@@ -313,3 +314,15 @@ def test_rows_of_a_mask_begin_where_kernels_can_read_vectors(columns):
     assert aligned.storage_offset() % 16 == 0
     assert all(step % 16 == 0 for step in aligned.stride()[:-1])
     assert (aligned is mask) == (columns.start % 16 == 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_what_a_mask_hides_by_a_finite_number_can_be_told_in_powers_of_two(dtype):
+    mask = torch.zeros(1, 1, 3, 8, dtype=dtype)
+    mask[..., 0, :4] = torch.finfo(dtype).min  # nothing else in the ring's first block
+    mask[..., 1, :4] = -torch.inf
+    moved, hiding = near_zero(mask)
+    assert not hiding.any()
+    assert torch.isfinite(moved[..., 0, :].float() * math.log2(math.e)).all()
+    torch.testing.assert_close(moved.float().softmax(3), mask.float().softmax(3))
+    assert (moved == -torch.inf).sum() == 4
