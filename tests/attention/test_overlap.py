@@ -33,8 +33,7 @@ def test_eager_order(mesh, monkeypatch, is_causal):
     def noted(word, function):
         return lambda *args, **kwargs: (met.append(word), function(*args, **kwargs))[1]
 
-    monkeypatch.setattr(alone.Alone, "alltoall_base", noted("send", alone.Alone.alltoall_base))
-    monkeypatch.setattr(alone.Alone, "all_to_all_single", noted("send", alone.Alone.all_to_all_single))
+    monkeypatch.setattr(alone.Alone, "exchange", noted("send", alone.Alone.exchange))
     wait = noted("wait", collectives.wait)
     monkeypatch.setattr(collectives, "wait", wait)
     monkeypatch.setattr(ring, "wait", wait)
