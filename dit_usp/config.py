@@ -108,15 +108,18 @@ def choose_layout(world_size: int, *, heads: int | None = None, guidance: bool =
     if cfg == 2:
         reasons.append("cfg 2: each half of guidance has its own ranks; they exchange one output a step.")
     rest //= cfg
-    ulysses = _ulysses_degree(rest, heads)
+    # Between two ranks gathering is one collective and no relayout of queries: faster than Ulysses and than rotate on two H100 for every model
+    # measured (examples/benchmarks). Each sends as many bytes; among more ranks Ulysses sends fewer.
+    ulysses = 1 if rest == 2 else _ulysses_degree(rest, heads)
     ring = rest // ulysses
     if ulysses > 1:
         reasons.append(f"ulysses {ulysses}: two all-to-alls an attention{f', {heads} heads' if heads else ''}.")
-    if ring > 1:
+    if rest == 2:
+        reasons.append("ring 2: between two ranks one collective that gathers keys and values is faster than two that trade heads.")
+    elif ring > 1:
         reasons.append(f"ring {ring}: {heads} heads do not carry {rest} ranks evenly, so keys and values go round a ring.")
     if not reasons:
         reasons.append("one rank: nothing to share.")
-    # Gathering the keys is one collective and no relayout: faster than rotate on two H100 for every model measured (examples/benchmarks).
     return ParallelConfig(ulysses, ring, cfg, data, ring_method="gather" if ring == 2 else "rotate"), reasons
 
 

@@ -301,7 +301,7 @@ def test_given_pictures_are_not_dealt_to_replicas(requests: list[Request], tmp_p
     Image.new("RGB", (16, 16)).save("a.png")
     arguments = ("--model", str(write_folder(tmp_path, "FluxImg2ImgPipeline")), "--image", "a.png", "--images", "2", "--nproc", "2")
     assert generate("x", *arguments) == 0
-    assert requests[0].config.ulysses_degree == 2
+    assert requests[0].config.sequence_degree == 2
     assert [picture.seed for picture in requests[0].pictures][1] == requests[0].pictures[0].seed + 1
 
 
@@ -309,9 +309,9 @@ def test_given_pictures_are_not_dealt_to_replicas(requests: list[Request], tmp_p
     ("arguments", "layout"),
     [
         ("--nproc 2", (1, 1, 2, 1)),
-        ("--nproc 4", (2, 1, 2, 1)),
+        ("--nproc 4", (1, 2, 2, 1)),
         ("--nproc 3", (3, 1, 1, 1)),
-        ("--nproc 2 --guidance 1", (2, 1, 1, 1)),
+        ("--nproc 2 --guidance 1", (1, 2, 1, 1)),
         ("--nproc 4 --images 4", (1, 1, 1, 4)),
         ("--ulysses 2 --ring 2", (2, 2, 1, 1)),
         ("--ulysses 2 --ring 2 --nproc 4", (2, 2, 1, 1)),
@@ -405,8 +405,9 @@ def test_print_plan_is_three_lines_and_makes_nothing(requests: list[Request], ca
     assert generate("x", "--nproc", "4", "--images", "3", "--steps", "5", "--print-plan") == 0
     assert requests == []
     assert capsys.readouterr().out.splitlines() == [
-        "layout: ulysses 2 x ring 1 x cfg 2 x data 1 = 4 ranks (cpu, float32)",
-        "why: cfg 2: each half of guidance has its own ranks; they exchange one output a step. ulysses 2: two all-to-alls an attention, 8 heads.",
+        "layout: ulysses 1 x ring 2 x cfg 2 x data 1 = 4 ranks (cpu, float32, keys by gather)",
+        "why: cfg 2: each half of guidance has its own ranks; they exchange one output a step. "
+        "ring 2: between two ranks one collective that gathers keys and values is faster than two that trade heads.",
         "work: 3 pictures of 256 x 256 by PixArtAlphaPipeline of emoji-pixart-256, 5 steps, 256 tokens, 128 a rank",
     ]
 

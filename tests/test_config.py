@@ -46,10 +46,11 @@ def test_auto_uses_every_rank_and_fits_the_heads(world_size):
     ("arguments", "degrees"),
     [
         (dict(world_size=2, heads=16, guidance=True), (1, 1, 2, 1)),
-        (dict(world_size=2, heads=24), (2, 1, 1, 1)),
+        (dict(world_size=2, heads=24), (1, 2, 1, 1)),
+        (dict(world_size=4, heads=24, guidance=True), (1, 2, 2, 1)),
         (dict(world_size=4, heads=24), (4, 1, 1, 1)),
         (dict(world_size=4, heads=6), (2, 2, 1, 1)),
-        (dict(world_size=8, heads=16, guidance=True, num_images=2), (2, 1, 2, 2)),
+        (dict(world_size=8, heads=16, guidance=True, num_images=2), (1, 2, 2, 2)),
         (dict(world_size=3, heads=2), (1, 3, 1, 1)),
     ],
 )
