@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 # A module imports from its own row or from those above it.
 LAYERS = (
-    ("errors", "groups"),
+    ("errors",),
     ("config", "embedded", "signature"),
     ("mesh",),
     ("collectives",),

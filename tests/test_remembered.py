@@ -48,3 +48,19 @@ def test_the_contents_of_a_cache():
     loop.itself = loop
     assert contents(loop)[0] == (1,)
     assert len(contents(loop)[1]) == 1
+
+
+def test_ranks_forget_alike_however_long_their_tensors_live():
+    """One rank keeps every tensor alive, on the other an id is soon given again: both ask at the same turns."""
+    asked: dict[str, list[int]] = {"hoarder": [], "other": []}
+    for name, hoard in (("hoarder", []), ("other", None)):
+        remembered: Remembered[int] = Remembered()
+        kept = torch.zeros(1)
+        for turn in range(3 * MOST):
+            fresh = torch.zeros(1)
+            if hoard is not None:
+                hoard.append(fresh)
+            for key, tensors in (("kept", [kept]), ("fresh", [fresh])):
+                remembered.get(key, tensors, lambda turn=turn: asked[name].append(turn) or turn)  # noqa: B023
+            del fresh, tensors
+    assert asked["hoarder"] == asked["other"]

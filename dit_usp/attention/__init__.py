@@ -182,7 +182,23 @@ def _key(
     grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     masked = mask.shape if isinstance(mask, Tensor) else mask is not None
     sizes = tuple(lengths), None if kv_lengths is None else tuple(kv_lengths), shared and shared[2] is not None
-    return q.shape, k.shape, v.shape, q.dtype, q.device, grad, masked, is_causal, enable_gqa, sizes, shared is None, local is None, backend
+    return (
+        q.shape,
+        k.shape,
+        v.shape,
+        q.dtype,
+        k.dtype,
+        v.dtype,
+        q.device,
+        grad,
+        masked,
+        is_causal,
+        enable_gqa,
+        sizes,
+        shared is None,
+        local is None,
+        backend,
+    )
 
 
 def _planned(
@@ -257,6 +273,8 @@ def _check(
         raise ValueError(f"query, key and value have {q.ndim}, {k.ndim} and {v.ndim} dimensions; pass 4.")
     if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or k.shape[:3] != v.shape[:3]:
         raise ValueError(f"query {tuple(q.shape)}, key {tuple(k.shape)} and value {tuple(v.shape)} (batch, tokens, heads, size) do not fit together.")
+    if not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"query is {q.dtype}, key {k.dtype} and value {v.dtype}; pass one type, as to scaled_dot_product_attention.")
     heads, kv_heads = q.shape[2], k.shape[2]
     if heads != kv_heads and (not enable_gqa or heads % kv_heads):
         need = "a divisor of them" if enable_gqa else "as many, or enable_gqa=True"

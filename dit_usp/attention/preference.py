@@ -9,7 +9,7 @@ from dit_usp.attention.kernels import HALF, Call
 # sdpa is torch's own pick. Then those that are written for a GPU's generation, FlashAttention 2 of its package and of torch, and the older ones.
 # cuDNN's needs compute capability 9.0 (see KERNELS), so FlashAttention 2 comes first on Ampere and Ada. sage computes in 8 bits: only by name.
 DEFAULT = ("sdpa", "cudnn", "flash-attn-4", "flash-attn-3", "flash-attn-2", "flash", "efficient", "xformers", "cpu", "math")
-HEAD_DIMS = range(64, 129)  # measured: 64, 72 and 128
+HEAD_DIMS = (64, 72, 128)
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Measured:
 
     Attributes:
         on: the device and the torch.
-        whole, with_lse: kernels, fastest first, for calls without and with an LSE. No other measured one beat them.
+        whole, with_lse: kernels, fastest first, for calls without and with an LSE. No other one was faster in more than one shape.
         slower: the others that were measured. A kernel in none of the three was not installed.
     """
 
@@ -59,6 +59,7 @@ def _unlike(call: Call) -> str:
     differences = {
         f"in {call.dtype}": call.dtype not in HALF,
         f"for head size {call.head_dim}": call.head_dim not in HEAD_DIMS,
+        "for values of another head size": call.value_dim != call.head_dim,
         "with a mask": call.masked,
         "with is_causal": call.causal,
     }

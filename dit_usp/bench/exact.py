@@ -25,6 +25,7 @@ def reference(model: nn.Module, inputs: Inputs, dtype: torch.dtype) -> Tensor | 
             output = model(**each_tensor(inputs, lambda tensor: tensor.float() if tensor.dtype == dtype else tensor), return_dict=False)[0]
     except torch.OutOfMemoryError:
         pass  # what the call held is free once this is handled, so that the weights can be restored
-    for tensor in weights:
-        tensor.data = tensor.data.to(dtype)
+    finally:
+        for tensor in weights:
+            tensor.data = tensor.data.to(dtype)
     return output

@@ -6,7 +6,6 @@ from copies import Copies
 
 from dit_usp.attention import heads_to_sequence, ring, sequence_to_heads, split_heads
 from dit_usp.bench import alone
-from dit_usp.groups import Done
 
 SIZE = 8
 
@@ -16,7 +15,7 @@ def group(monkeypatch):
     """Three ranks, of which this is the first and the others are copies; what they send is not counted."""
     alone.start(3)
     for name in ("exchange", "collect"):
-        monkeypatch.setattr(alone.Alone, name, lambda *_: Done())
+        monkeypatch.setattr(alone.Alone, name, lambda *_: alone.Done())
     return torch.distributed.group.WORLD
 
 

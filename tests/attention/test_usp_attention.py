@@ -229,6 +229,7 @@ def test_gradients_equal_one_process(ranks, ulysses, ring, method):
     masks = ["none", "causal", "key", "dense of each head", "additive", "local key"]
     cases = [Case(a, a, heads, mask) for a, (mask, heads) in itertools.product(lengths[:4], zip(masks, [(4, 4), (6, 2)] * 3, strict=True))]
     cases += [Case(a, b, mask=mask) for (a, b), mask in zip(itertools.pairwise(lengths), ["none", "causal", "dense", "key", "causal"], strict=False)]
+    cases.append(Case(lengths[0], lengths[0], value_size=24))
     for errors in ranks(ulysses * ring, gradient_errors, cases, ulysses, ring, method):
         wrong = [(error, case) for error, case in zip(errors, cases, strict=True) if not error <= 2e-6]
         assert not wrong, wrong
