@@ -17,9 +17,13 @@ def kind_of_call(leaves: Sequence[Any], spec: TreeSpec) -> Any:
 
     Not strides: ranks may hold the same values in other strides.
     """
-    autocast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
-    kinds = tuple((tuple(x.shape), x.dtype, x.device) if isinstance(x, Tensor) else (type(x), x) for x in leaves)
-    return kinds, str(spec), autocast, torch.is_inference_mode_enabled()
+    autocast = [(torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in ("cuda", "cpu")]
+    return kinds_of(leaves), str(spec), tuple(autocast), torch.is_inference_mode_enabled()
+
+
+def kinds_of(leaves: Sequence[Any]) -> tuple[Any, ...]:
+    """Each tensor's shape, type and device, and the plain values."""
+    return tuple((tuple(x.shape), x.dtype, x.device) if isinstance(x, Tensor) else (type(x), x) for x in leaves)
 
 
 def odd_argument(leaves: Sequence[Any]) -> str:

@@ -9,6 +9,7 @@ A rank has to know what a call will give before it can leave it out: the first c
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from torch.distributed import ProcessGroup
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_map_only, tree_unflatten
 
 from dit_usp import collectives
-from dit_usp.calls import kind_of_call, odd_argument
+from dit_usp.calls import kind_of_call, kinds_of, odd_argument
 from dit_usp.errors import UnsupportedError
 
 REMEMBERED = 64  # kinds of call; one that was forgotten is computed by both halves again
@@ -162,10 +163,24 @@ class _Output:
 
     leaves: tuple[Any, ...]
     spec: TreeSpec
+    kinds: tuple[Any, ...]
 
     @classmethod
-    def of(cls, leaves: list[Any], spec: TreeSpec) -> _Output:
-        return cls(tuple(partial(torch.empty, x.shape, dtype=x.dtype, device=x.device) if isinstance(x, Tensor) else x for x in leaves), spec)
+    def of(cls, output: Any) -> _Output | None:
+        """None: it has what cannot be told before it is computed."""
+        leaves, spec = tree_flatten(output)
+        if any(not isinstance(leaf, (Tensor, bool, type(None))) for leaf in leaves):
+            return None
+        empty = tuple(partial(torch.empty, x.shape, dtype=x.dtype, device=x.device) if isinstance(x, Tensor) else x for x in leaves)
+        return cls(empty, spec, kinds_of(leaves))
+
+    def check(self, output: Any, model: str) -> None:
+        """Refuse an output that the other half of the ranks does not expect."""
+        leaves, spec = tree_flatten(output)
+        if kinds_of(leaves) != self.kinds or spec != self.spec:
+            raise UnsupportedError(
+                f"cfg_degree=2: a call of {model} gave {kinds_of(leaves)}, where calls of its kind gave {self.kinds} before. Try cfg_degree=1."
+            )
 
     def empty(self) -> Any:
         """The same with tensors to be filled."""
@@ -225,7 +240,12 @@ class DealtCalls:
         known = self._outputs[kind]
         if known is None:
             return compute()
-        return self._awaited(compute() if self.turns.next_round(type(self.module).__name__).is_mine else known.empty())
+        name = type(self.module).__name__
+        if not self.turns.next_round(name).is_mine:
+            return self._awaited(known.empty())
+        output = compute()
+        known.check(output, name)
+        return self._awaited(output)
 
     def _awaited(self, output: Any) -> Any:
         round, tensors = self.turns.next_round(type(self.module).__name__), list[Tensor]()
@@ -239,15 +259,19 @@ class DealtCalls:
         return output
 
     def _learn(self, kind: Any, output: Any) -> None:
-        leaves, spec = tree_flatten(output)
-        self._outputs[kind] = None if odd_argument(leaves) else _Output.of(leaves, spec)
+        self._outputs[kind] = _Output.of(output)
         if len(self._outputs) > REMEMBERED:
             del self._outputs[next(iter(self._outputs))]
 
     def _check(self) -> None:
-        """Once a pipeline's call."""
-        if self._checked:
+        """Once a pipeline's call, and whenever a cache is on."""
+        if self._checked and not getattr(self.module, "is_cache_enabled", False):
             return
+        if other := _patched(self.module):
+            raise UnsupportedError(
+                f"cfg_degree=2 gives the two calls of guidance to different ranks, but {other} stands in for the forward of "
+                f"{type(self.module).__name__} and may keep what one call computed for the next. Take it off, or try {self.turns.advice}."
+            )
         for layer in self.module.modules():
             hooks = getattr(getattr(layer, "_diffusers_hook", None), "hooks", {})
             if kept := next((name for name, hook in hooks.items() if hook._is_stateful), None):
@@ -256,3 +280,17 @@ class DealtCalls:
                     f"Disable it, or try {self.turns.advice}."
                 )
         self._checked = True
+
+
+def _patched(module: nn.Module) -> str:
+    """The function that someone has put in place of a module's forward, or of its class's, as caches of steps do; "" for its own.
+
+    Not accelerate's and diffusers' wrappers, whose hooks are known.
+    """
+    own = vars(module).get("forward")
+    if own is not None and not (hasattr(module, "_hf_hook") or hasattr(module, "_diffusers_hook")):
+        return getattr(own, "__qualname__", str(own))
+    owner = next(cls for cls in type(module).__mro__ if "forward" in vars(cls))
+    forward = inspect.unwrap(vars(owner)["forward"])
+    home = getattr(forward, "__module__", "")
+    return "" if home == owner.__module__ or home.startswith("diffusers.") else f"{home}.{forward.__qualname__}"

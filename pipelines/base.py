@@ -25,7 +25,7 @@ from dit_usp.models import find_plan
 from dit_usp.pipelines import pixart
 from dit_usp.pipelines.agreement import check_arguments, check_first_step
 from dit_usp.pipelines.deal import Share, blank, collect, deal
-from dit_usp.pipelines.layout import Part, check_layout, default_layout, fewest_heads, is_distilled, off, planned, without_cfg
+from dit_usp.pipelines.layout import Part, check_layout, default_layout, fewest_heads, may_be_unguided, off, planned, without_cfg
 from dit_usp.pipelines.noise import RowsOfBatch, share_noise, swapped
 from dit_usp.pipelines.progress import StepBar
 from dit_usp.pipelines.table import NO_LATENTS, ONE_A_PROMPT
@@ -202,7 +202,7 @@ class USPPipelineMixin(DiffusionPipeline):
     @classmethod
     def _is_guided(cls, index: Mapping[str, Any]) -> bool:
         """Whether a call of the pipeline with this model_index.json that says nothing of guidance has it: distilled models' have guidance_scale=1."""
-        return not (is_distilled(index) or off(cls._plain_name(), inspect.signature(cls.__call__).parameters, {}))
+        return not (may_be_unguided(index) or off(cls._plain_name(), inspect.signature(cls.__call__).parameters, {}))
 
     @classmethod
     def _saved_parts(cls, path: Any, index: Mapping[str, Any], options: Mapping[str, Any]) -> list[Part]:

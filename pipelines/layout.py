@@ -31,9 +31,9 @@ def has_halves(pipeline: str, parts: Sequence[Part]) -> bool:
     return pipeline not in NOT_HALVED and (kinds <= {"batch"} or "calls" in kinds <= {"calls", "whole"})
 
 
-def is_distilled(index: Mapping[str, Any]) -> bool:
-    """Whether a pipeline's model_index.json, or its config, says that it makes no second call a step."""
-    return bool(index.get("is_distilled")) or ("guider" in index and not index["guider"][1])
+def may_be_unguided(index: Mapping[str, Any]) -> bool:
+    """Whether a pipeline's model_index.json, or its config, says that it makes no second call a step, or leaves that to a guider's settings."""
+    return bool(index.get("is_distilled")) or "guider" in index
 
 
 def off(pipeline: str, parameters: Mapping[str, Any], arguments: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -99,4 +99,5 @@ def without_cfg(parallel: ParallelConfig, heads: int | None) -> str:
 def sequence_degrees(ranks: int, heads: int | None) -> str:
     """How so many ranks would share a sequence."""
     other = ParallelConfig.auto(ranks, heads=heads)
-    return f"ulysses_degree={other.ulysses_degree} ring_degree={other.ring_degree}"
+    method = " ring_method='gather'" if other.ring_degree > 1 and other.ring_method == "gather" else ""
+    return f"ulysses_degree={other.ulysses_degree} ring_degree={other.ring_degree}{method}"

@@ -106,15 +106,15 @@ CASES: dict[str, str] = {
     "x --nproc 4 --ulysses 2": "--nproc 4, but --ulysses 2 makes 2; add --ring 2, or use --nproc 2.",
     "x --nproc 3 --ulysses 2 --ring 2": "--nproc 3, but --ulysses 2 --ring 2 makes 4; use --nproc 4.",
     "x --cfg 2 --guidance 1": "--cfg 2 shares the two halves of guidance, which --guidance 1 switches off; "
-    "use --guidance above 1, or --cfg 1 with --ulysses 2 --ring 1.",
+    "use --guidance above 1, or --cfg 1 with --ulysses 1 --ring 2 --ring-method gather.",
     f"x --model {FLUX} --cfg 2": "--cfg 2 shares the two halves of guidance, which true_cfg_scale=1 switches off; "
-    "use true_cfg_scale above 1, or --cfg 1 with --ulysses 2 --ring 1.",
+    "use true_cfg_scale above 1, or --cfg 1 with --ulysses 1 --ring 2 --ring-method gather.",
     f"x --model {QWEN} --cfg 2": "--cfg 2 shares the two halves of guidance, which a missing --negative switches off; "
-    "use --negative ' ', or --cfg 1 with --ulysses 2 --ring 1.",
+    "use --negative ' ', or --cfg 1 with --ulysses 1 --ring 2 --ring-method gather.",
     f"x --model {WAN} --cfg 2 --guidance 1": "--cfg 2 shares the two halves of guidance, which --guidance 1 switches off; "
-    "use --guidance above 1, or --cfg 1 with --ulysses 2 --ring 1.",
+    "use --guidance above 1, or --cfg 1 with --ulysses 1 --ring 2 --ring-method gather.",
     f"x --model {COSMOS} --cfg 2": "--cfg 2 needs guidance as two halves of one batch or two calls a step, "
-    "which CosmosTransformer3DModel does not get from its pipelines. Try --cfg 1 with --ulysses 2 --ring 1.",
+    "which CosmosTransformer3DModel does not get from its pipelines. Try --cfg 1 with --ulysses 1 --ring 2 --ring-method gather.",
     "x --data 2": "--data 2 has nothing to do with 1 picture; use --data 1 or --images 2.",
     "--prompts two.txt --data 3": "--data 3 has nothing to do with 2 pictures; use --data 2 or --images 3.",
     "x --ring-method gather": "--ring-method gather says how a ring of ranks passes keys on, "
@@ -279,7 +279,7 @@ def test_another_number_of_ranks_than_the_launcher(monkeypatch: pytest.MonkeyPat
     for rank in (0, 1):
         monkeypatch.setattr(launch, "place", lambda rank=rank: launch.Place(rank, 2, rank, 2))
         assert run(["generate", "x", "--nproc", "4"]) == 2
-    text = "ulysses 2 x ring 1 x cfg 2 x data 1 makes 4 ranks, but the launcher has started 2; leave out --nproc, or start 4."
+    text = "ulysses 1 x ring 2 x cfg 2 x data 1 makes 4 ranks, but the launcher has started 2; leave out --nproc, or start 4."
     assert capsys.readouterr().err == f"dit-usp: {text}\n"
 
 

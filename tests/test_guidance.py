@@ -150,6 +150,54 @@ def test_what_remembers_earlier_calls_is_refused(ranks):
     assert all(ranks(2, remembering))
 
 
+def replaced(where):
+    """Steps by a forward that somebody has put in place of the model's own, as caches of steps do."""
+    model, inputs = build("wan", batch=1)
+    parallelize(model, init_mesh(ParallelConfig(cfg_degree=2), "cpu"))
+    plain = type(model).forward
+    (model if where == "module" else type(model)).forward = counting(model) if where == "module" else counting_class(plain)
+    try:
+        with torch.no_grad(), pytest.raises(UnsupportedError, match=r"forward of WanTransformer3DModel and may keep what one call computed"):
+            model(**inputs)
+    finally:
+        type(model).forward = plain
+    return True
+
+
+def counting(model):
+    own = model.forward
+    return lambda *args, **kwargs: own(*args, **kwargs)
+
+
+def counting_class(plain):
+    return lambda self, *args, **kwargs: plain(self, *args, **kwargs)
+
+
+@pytest.mark.parametrize("where", ["module", "class"])
+def test_a_forward_that_somebody_replaced_is_refused(ranks, where):
+    assert all(ranks(2, replaced, where))
+
+
+def under_autocast():
+    """The same calls in fp32, then in bf16 as the CPU's autocast makes them: the halves' outputs are of another type then."""
+    model, inputs = build("wan", batch=1)
+    wanted = []
+    for got in ([], wanted):
+        if got is wanted:
+            unparallelize(model)
+        else:
+            parallelize(model, init_mesh(ParallelConfig(cfg_degree=2), "cpu"))
+            first = got
+        got += steps(model, inputs, as_wan)
+        with torch.autocast("cpu", torch.bfloat16):
+            got += steps(model, inputs, as_wan)
+    return max(error(one.float(), other.float()) for one, other in zip(first, wanted, strict=True))
+
+
+def test_autocast_makes_calls_of_another_kind(ranks):
+    assert max(ranks(2, under_autocast)) <= 1e-5
+
+
 def with_gradients():
     """Both halves compute the call."""
     model, inputs = build("wan", batch=1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from dit_usp import launch
 from dit_usp.config import ParallelConfig, RingMethod, choose_layout
-from dit_usp.pipelines.layout import check_layout, fewest_heads, has_halves, is_distilled, planned
+from dit_usp.pipelines.layout import check_layout, fewest_heads, has_halves, may_be_unguided, planned, without_cfg
 from dit_usp.pipelines.table import NOT_DEALT
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def choose(
         ValueError: degrees that contradict --nproc, the launcher, the machine, the model or the call.
     """
     parts = [(name, model.transformer if part == model.part else {}) for part, name in planned(model.index).items()]
-    heads, guided = fewest_heads(parts), has_halves(model.pipeline, parts) and not unguided and not is_distilled(model.index)
+    heads, guided = fewest_heads(parts), has_halves(model.pipeline, parts) and not unguided and not may_be_unguided(model.index)
     dealt = 1 if starts or model.pipeline in NOT_DEALT else pictures
     try:
         config, reasons = _asked(options) or choose_layout(_default_ranks(options, device), heads=heads, guidance=guided, num_images=dealt)
@@ -98,8 +98,7 @@ def _check_ranks(options: Options, config: ParallelConfig, device: str) -> None:
 
 
 def _instead(config: ParallelConfig, heads: int | None) -> str:
-    other = ParallelConfig.auto(config.cfg_degree * config.sequence_degree, heads=heads)
-    return f"--cfg 1 with --ulysses {other.ulysses_degree} --ring {other.ring_degree}"
+    return as_options(without_cfg(config, heads))
 
 
 def _with_method(config: ParallelConfig, method: str | None) -> ParallelConfig:
@@ -116,4 +115,4 @@ def _count(pictures: int) -> str:
 
 def as_options(text: str) -> str:
     """The library's words in the command's: "ulysses_degree=2" -> "--ulysses 2"."""
-    return re.sub(r"\b(\w+)_degree=(-?\d+)", r"--\1 \2", text)
+    return re.sub(r"\bring_method='(\w+)'", r"--ring-method \1", re.sub(r"\b(\w+)_degree=(-?\d+)", r"--\1 \2", text))

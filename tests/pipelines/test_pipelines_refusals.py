@@ -106,16 +106,16 @@ def second_replica(name, path, calls):
 REFUSED = {
     "guidance off": (PIXART, (1, 1, 2), {"guidance_scale": 1.0}, "UnsupportedError",
         "cfg_degree=2 shares the two halves of guidance, which guidance_scale=1 switches off. "
-        "Try guidance_scale above 1, or cfg_degree=1 with ulysses_degree=2 ring_degree=1."),
+        "Try guidance_scale above 1, or cfg_degree=1 with ulysses_degree=1 ring_degree=2 ring_method='gather'."),
     "guidance off, on 4": (SD3, (2, 1, 2), {"guidance_scale": 0}, "UnsupportedError",
         "cfg_degree=2 shares the two halves of guidance, which guidance_scale=0 switches off. "
         "Try guidance_scale above 1, or cfg_degree=1 with ulysses_degree=4 ring_degree=1."),
     "guidance off, in calls": (FLUX, (1, 1, 2), {"true_cfg_scale": 1.0}, "UnsupportedError",
         "cfg_degree=2 shares the two halves of guidance, which true_cfg_scale=1 switches off. "
-        "Try true_cfg_scale above 1, or cfg_degree=1 with ulysses_degree=2 ring_degree=1."),
+        "Try true_cfg_scale above 1, or cfg_degree=1 with ulysses_degree=1 ring_degree=2 ring_method='gather'."),
     "nothing to guide away from": (FLUX, (1, 1, 2), {"true_cfg_scale": 3.0}, "UnsupportedError",
         "cfg_degree=2 shares the two halves of guidance, which a missing negative_prompt switches off. "
-        "Try negative_prompt=' ', or cfg_degree=1 with ulysses_degree=2 ring_degree=1."),
+        "Try negative_prompt=' ', or cfg_degree=1 with ulysses_degree=1 ring_degree=2 ring_method='gather'."),
     "one step": (PIXART, (2,), {"num_inference_steps": 1}, "ValueError",
         "PixArt makes a picture with DPMSolverMultistepScheduler in 2 steps or more, not 1."),
     "diffusers' own check": (PIXART, (2,), {"height": 23}, "ValueError",
