@@ -274,6 +274,11 @@ class USPPipelineMixin(DiffusionPipeline):
         self.on_stage("encode")
         for part in sharded_parts(self):
             if dealt := dealt_calls(part):
+                if "_orig_mod" in dict(part.named_children()):  # what it traces is both calls, on every rank
+                    raise UnsupportedError(
+                        "cfg_degree=2 gives the two calls of guidance to different ranks, but torch.compile around "
+                        f"{type(dealt.module).__name__} has every rank compute both. Compile it in place: transformer.compile(), or compile='blocks'."
+                    )
                 dealt.begin()
             if graphed := graph_of(part):
                 graphed.begin(paused="a callback may change the model between its steps" if arguments.get("callback_on_step_end") else "")

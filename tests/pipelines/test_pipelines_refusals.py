@@ -32,6 +32,20 @@ def check(ranks, folder, name, degrees, calls, kind, text):
     assert results == [(kind, text)] * len(results)
 
 
+def compiled_from_outside(name, path):
+    with shared(name, path, (1, 1, 2)) as pipe, pytest.raises(UnsupportedError) as caught:
+        pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+        pipe(**default_call(name) | {"true_cfg_scale": 3.0, "negative_prompt": "grey"})
+    return str(caught.value)
+
+
+def test_a_compilation_that_would_have_all_ranks_compute_both_calls(ranks, folder):
+    for said in ranks(2, compiled_from_outside, FLUX, folder(FLUX)):
+        assert re.search(
+            r"torch.compile around FluxTransformer2DModel has every rank compute both. Compile it in place: transformer.compile\(\)", said
+        )
+
+
 DIFFERENT = {
     "prompt": ([{}, {"prompt": "dog face"}], "rank 1 was called with prompt='dog face', rank 0 with prompt='a red heart'"),
     "number": ([{}, {"guidance_scale": 4.5}], "rank 1 was called with guidance_scale=4.5, rank 0 with guidance_scale=3.0"),
