@@ -23,7 +23,7 @@ from dit_usp.launch import join
 mesh = join(ParallelConfig(ulysses_degree=2), "cpu")
 mesh = join(None, "cpu")  # again: another Mesh, the same ranks
 total = torch.tensor(dist.get_rank() + 1)
-dist.all_reduce(total, group=mesh.ulysses)
+dist.all_reduce(total, group=mesh.sequence)
 sys.stdout.write(json.dumps([dist.get_rank(), mesh.is_first, total.item(), torch.get_num_threads()]) + "\\n")
 sys.stdout.flush()
 if "fail" in sys.argv[1:]:
