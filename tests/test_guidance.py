@@ -137,6 +137,7 @@ def remembering():
 
     model, inputs = build("wan", batch=1)
     parallelize(model, init_mesh(ParallelConfig(cfg_degree=2), "cpu"))
+    steps(model, inputs, as_wan)  # switched on between two steps
     model.enable_cache(FirstBlockCacheConfig())
     with (
         torch.no_grad(),
