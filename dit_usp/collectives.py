@@ -43,7 +43,7 @@ def gather(tensor: Tensor, dim: int, sizes: Sequence[int], group: dist.ProcessGr
     rows = tensor.movedim(dim, 0)
     flat = rows.reshape(-1).contiguous()  # one column of a tensor is flat already, with gaps
     per_row = rows[:1].numel() if rows.shape[0] else _numel(rows.shape[1:])
-    if len(set(sizes)) == 1 and not _wants_grad(flat):
+    if len(set(sizes)) == 1 and not wants_grad(flat):
         gathered = _carried(flat, lambda wire, _: _all_gather(wire, group))
     else:  # its backward returns each rank's gradient to the owner, which sums them: a reduce-scatter
         gathered = exchange(flat.repeat(group.size()), [flat.numel()] * group.size(), [size * per_row for size in sizes], group)
@@ -76,7 +76,7 @@ class Pending(NamedTuple):
 
 def post(flat: Tensor, send_sizes: Sequence[int], receive_sizes: Sequence[int], group: dist.ProcessGroup) -> Pending:
     """Begin an exchange of a floating `flat`; the result is had by `wait`. Differentiable."""
-    if _wants_grad(flat):
+    if wants_grad(flat):
         return Pending(_AllToAll.apply(flat, tuple(send_sizes), tuple(receive_sizes), group.group_name))
     if torch.compiler.is_compiling():
         return Pending(_all_to_all(flat, send_sizes, receive_sizes, group.group_name))
@@ -91,7 +91,7 @@ def wait(pending: Pending) -> Tensor:
     if work is not None:
         work.wait()
         return tensor
-    return _Wait.apply(tensor) if _wants_grad(tensor) else torch.ops._c10d_functional.wait_tensor(tensor)
+    return _Wait.apply(tensor) if wants_grad(tensor) else torch.ops._c10d_functional.wait_tensor(tensor)
 
 
 def total(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -180,8 +180,9 @@ def _bytes(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1).view(torch.uint8)
 
 
-def _wants_grad(tensor: Tensor) -> bool:
-    return torch.is_grad_enabled() and tensor.requires_grad
+def wants_grad(*tensors: Tensor) -> bool:
+    """Whether what is computed from any of them is recorded for gradients."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _numel(shape: Sequence[int]) -> int:

@@ -9,9 +9,10 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
+from dit_usp.calls import PLAIN
+
 A = TypeVar("A")
 MOST = 16
-_PLAIN = (int, float, bool, str, type(None), torch.Size)
 
 
 class Remembered(Generic[A]):
@@ -57,7 +58,7 @@ def contents(holder: Any) -> tuple[tuple[Any, ...], list[Tensor]]:
 
 
 def _found(value: Any, seen: set[int]) -> Iterator[Any]:
-    if isinstance(value, (Tensor, *_PLAIN)):
+    if isinstance(value, (Tensor, *PLAIN)):
         yield value
     elif id(value) not in seen and not isinstance(value, nn.Module):
         seen.add(id(value))

@@ -12,7 +12,6 @@ from typing import Any
 from dit_usp import __version__, launch
 from dit_usp.config import choose_layout
 
-HEAD_DIMS = (64, 72, 128)  # of nearly every diffusion transformer
 # The legend of `nvidia-smi topo -m`, from near to far.
 PATHS = {
     "NV": "NVLink",
@@ -129,6 +128,8 @@ def _kernels(device_type: str) -> dict[str, str]:
 
 def _choices(device_type: str) -> list[dict[str, Any]]:
     """The kernel that `auto` takes, by head size, without and with an LSE."""
+    from dit_usp.attention.preference import HEAD_DIMS
+
     return [_choice(device_type, head_dim, lse) for lse in (False, True) for head_dim in HEAD_DIMS]
 
 

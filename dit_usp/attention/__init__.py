@@ -17,7 +17,7 @@ from dit_usp.attention.kernels import nothing, run
 from dit_usp.attention.masks import PreparedMask, prepare_mask
 from dit_usp.attention.merge import merge
 from dit_usp.attention.ulysses import HeadSplit, heads_to_sequence, sequence_to_heads, split_heads
-from dit_usp.collectives import told_by_store
+from dit_usp.collectives import told_by_store, wants_grad
 from dit_usp.errors import UnsupportedError
 from dit_usp.mesh import Mesh
 
@@ -179,7 +179,7 @@ def _key(
     backend: str,
 ) -> Hashable:
     """All that `_planned` looks at, but the mesh."""
-    grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    grad = wants_grad(q, k, v)
     masked = mask.shape if isinstance(mask, Tensor) else mask is not None
     sizes = tuple(lengths), None if kv_lengths is None else tuple(kv_lengths), shared and shared[2] is not None
     return (
@@ -311,7 +311,7 @@ def _kernel(
         return ""
     in_ring = mesh.ring.size() > 1
     by_position = is_causal and in_ring and (not rotates or lengths != kv_lengths)  # causal as a mask, or in whole and masked blocks
-    grad = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    grad = wants_grad(q, k, v)
     square = True
     if is_causal and not rotates and sum(lengths) != sum(kv_lengths):  # an `if`, so that a symbolic length becomes a guard
         square = False

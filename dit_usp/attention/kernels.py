@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dit_usp.collectives import wants_grad
+
 aten = torch.ops.aten
 HALF = (torch.float16, torch.bfloat16)
 EXACT = 1e-5
@@ -259,7 +261,7 @@ def nothing(q_BSHD: Tensor, k_BTGD: Tensor, v_BTGD: Tensor) -> tuple[Tensor, Ten
 
 def keep_in_graph(out: Tensor, *inputs: Tensor) -> Tensor:
     """`out`, with `inputs` among its ancestors: their gradient from here is zero, but their backward runs, as it does on the other ranks."""
-    if not torch.is_grad_enabled() or not any(x.requires_grad for x in inputs):
+    if not wants_grad(*inputs):
         return out
     return _KeepInGraph.apply(out, *inputs)
 

@@ -17,7 +17,7 @@ from torch.distributed import ProcessGroup
 
 from dit_usp.attention.kernels import keep_in_graph, nothing
 from dit_usp.attention.merge import merge
-from dit_usp.collectives import exchange, gather, post, split_sizes, wait
+from dit_usp.collectives import exchange, gather, post, split_sizes, wait, wants_grad
 
 Block = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool], tuple[Tensor, Tensor]]  # a kernel with its scale: q, k, v, mask, causal -> out, lse
 
@@ -179,7 +179,7 @@ def _one_buffer(k_BTgD: Tensor, v_BTgD: Tensor) -> Tensor:
     """K, then V, flat; by one copy, also of the strided views that Ulysses gives."""
     if k_BTgD.shape == v_BTgD.shape:
         return torch.stack([k_BTgD, v_BTgD]).view(-1)
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and (k_BTgD.requires_grad or v_BTgD.requires_grad)):
+    if torch.compiler.is_compiling() or wants_grad(k_BTgD, v_BTgD):
         return torch.cat([k_BTgD.reshape(-1), v_BTgD.reshape(-1)])  # what is written into views has no gradient
     flat = k_BTgD.new_empty(k_BTgD.numel() + v_BTgD.numel())
     for x, place in zip((k_BTgD, v_BTgD), flat.split([k_BTgD.numel(), v_BTgD.numel()]), strict=True):

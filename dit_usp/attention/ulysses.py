@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from dit_usp.collectives import exchange, split_sizes
+from dit_usp.collectives import exchange, split_sizes, wants_grad
 
 
 class HeadSplit(NamedTuple):
@@ -141,7 +141,7 @@ def _pack(blocks: list[list[Part]], ranks: int) -> tuple[Tensor, list[int]]:
     pieces = [piece for destination in zip(*map(_pieces, blocks), strict=True) for piece in destination]  # by destination, in it by block
     sizes = [sum([x.numel() for x in piece]) for piece in pieces]
     send_sizes = [sum(sizes[i : i + len(blocks)]) for i in range(0, len(sizes), len(blocks))]
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(part.x_BLHD.requires_grad for block in blocks for part in block)):
+    if torch.compiler.is_compiling() or wants_grad(*(part.x_BLHD for block in blocks for part in block)):
         return torch.cat([torch.cat(piece, dim=2).reshape(-1) for piece in pieces]), send_sizes  # out= has no gradient; compiled, all is one copy
     flat = blocks[0][0].x_BLHD.new_empty(sum(sizes))
     for piece, place in zip(pieces, flat.split(sizes), strict=True):
