@@ -186,10 +186,16 @@ def _bias(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
 
 
 def _aligned(mask: Tensor) -> Tensor:
-    """The mask with rows that begin at multiples of 16 elements: kernels read vectors, and a block of columns may begin anywhere in memory."""
-    steps = [stride for stride, size in zip(mask.stride()[:-1], mask.shape[:-1], strict=True) if size > 1]
-    if mask.device.type == "cpu" or mask.shape[-1] == 1 or (mask.stride(-1) == 1 and not any(step % 16 for step in (mask.storage_offset(), *steps))):
+    """The mask with rows that begin at multiples of 16 elements: kernels read vectors, and a block of columns may begin anywhere in memory.
+
+    Compiled it is always copied: where it begins cannot be asked there.
+    """
+    if mask.device.type == "cpu" or mask.shape[-1] == 1:
         return mask
+    if not torch.compiler.is_compiling() and mask.stride(-1) == 1:
+        steps = [stride for stride, size in zip(mask.stride()[:-1], mask.shape[:-1], strict=True) if size > 1]
+        if not any(step % 16 for step in (mask.storage_offset(), *steps)):
+            return mask
     return F.pad(mask, (0, 16 - mask.shape[-1] % 16))[..., : mask.shape[-1]]
 
 

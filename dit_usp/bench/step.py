@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import diffusers
 import torch
@@ -213,26 +213,29 @@ def _take_turns(running: Sequence[_Running], runs: int, device: torch.device) ->
     """A few steps of each, then again, so that a GPU that grows warm slows all alike."""
     for size in split_sizes(runs, 3 if runs >= 6 else 1):
         for one in running:
-            _step(one.model, one.inputs)
-            one.result.ms += [_timed(one, device) for _ in range(size)]
+            one.result.ms += _timed(one, size, device)
 
 
-def _timed(one: _Running, device: torch.device) -> float:
-    """Milliseconds of one step, from all ranks ready until this rank's result is there."""
+def _timed(one: _Running, steps: int, device: torch.device) -> list[float]:
+    """Milliseconds of each of some steps in a row, as a denoising loop makes them: all ranks are ready, and one more step has gone before."""
     _wait(device)
     if dist.is_initialized():
         dist.barrier()
     _wait(device)
-    if device.type != "cuda":
-        start = time.perf_counter()
-        _step(one.model, one.inputs)
-        return 1000 * (time.perf_counter() - start)
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record()
     _step(one.model, one.inputs)
-    end.record()
+    if device.type != "cuda":
+        stamps = [time.perf_counter()]
+        for _ in range(steps):
+            _step(one.model, one.inputs)
+            stamps.append(time.perf_counter())
+        return [1000 * (end - begin) for begin, end in pairwise(stamps)]
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]
+    events[0].record()
+    for event in events[1:]:
+        _step(one.model, one.inputs)
+        event.record()
     _wait(device)
-    return begin.elapsed_time(end)
+    return [begin.elapsed_time(end) for begin, end in pairwise(events)]
 
 
 def _reserved(device: torch.device) -> float:

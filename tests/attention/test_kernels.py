@@ -316,6 +316,13 @@ def test_rows_of_a_mask_begin_where_kernels_can_read_vectors(columns):
     assert (aligned is mask) == (columns.start % 16 == 0)
 
 
+def test_a_mask_is_aligned_in_compiled_code_without_a_graph_break():
+    mask = torch.empty(2, 1, 7, 48, device="meta")[..., 5:26]
+    aligned = torch.compile(_aligned, backend="aot_eager", fullgraph=True)(mask)
+    assert aligned.shape == mask.shape
+    assert all(step % 16 == 0 for step in aligned.stride()[:-1])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_what_a_mask_hides_by_a_finite_number_can_be_told_in_powers_of_two(dtype):
     mask = torch.zeros(1, 1, 3, 8, dtype=dtype)

@@ -77,6 +77,9 @@ def wide(name: str, device: torch.device) -> tuple[nn.Module, Inputs]:
         model = type(tiny)(**config)
     if isinstance(model, diffusers.ZImageControlNetModel):  # it shares embedders
         model = diffusers.ZImageControlNetModel.from_transformer(model, wide("zimage", device)[0])
+    for place, module in tiny.named_modules():
+        if backend := getattr(getattr(module, "processor", None), "_attention_backend", None):
+            model.get_submodule(place).processor._attention_backend = backend
     return redraw(model.to(device)), moved(_fitted(inputs, _settings(tiny), config), device)
 
 
