@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 from diffusers import DiTTransformer2DModel
 
+from dit_usp.attention import choice
 from dit_usp.bench import alone, cases, look, step
 from dit_usp.bench.exact import reference
 from dit_usp.bench.peers import PEERS
@@ -49,6 +50,7 @@ def tiny(monkeypatch):
 def share(arguments):
     """On a process of its own: the command's output."""
     cases.CASES["tiny"] = TINY
+    choice._chosen.cache_clear()  # a choice is told once a process
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return CliRunner().invoke(command, arguments, catch_exceptions=False).output
@@ -57,7 +59,12 @@ def share(arguments):
 def test_one_rank_of_four_is_measured_alone(ranks, tmp_path):
     file, plot = str(tmp_path / "b.json"), str(tmp_path / "b.html")
     (output,) = ranks(1, share, ["tiny", "--share", "4", "--layers", "2", "--runs", "3", "--dtype", "float32", "--json", file, "--plot", plot])
-    lines = output.splitlines()
+    told = [line for line in output.splitlines() if line.startswith("attention kernel")]
+    assert told == [
+        "attention kernel sdpa for head size 8, float32 on cpu: not measured on cpu: the default order",
+        "attention kernel cpu for head size 8, float32 on cpu, with an LSE: not measured on cpu: the default order; sdpa gives no LSE",
+    ]
+    lines = [line for line in output.splitlines() if line not in told]
     assert "one rank of 4, no communication" in lines[1]
     assert len(lines) == 2 + 1 + 5  # diffusers, and the five layouts of four ranks
     assert "ulysses 2 x ring 2" in lines[-1]

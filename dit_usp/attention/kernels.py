@@ -38,6 +38,19 @@ class Call:
     lse: bool = False
     grad: bool = False
 
+    def __str__(self) -> str:
+        sizes = f"{self.head_dim}" if self.value_dim == self.head_dim else f"{self.head_dim} (values {self.value_dim})"
+        told = {
+            "a mask": self.masked,
+            "is_causal": self.causal,
+            "another number of keys": not self.square,
+            "an LSE": self.lse,
+            "gradients": self.grad,
+        }
+        extras = [name for name, has in told.items() if has]
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"head size {sizes}, {dtype} on {self.device}" + (f", with {', '.join(extras)}" if extras else "")
+
 
 @dataclass(frozen=True)
 class Kernel:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import shlex
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -85,23 +88,44 @@ def _measure(cases: tuple[str, ...], options: dict[str, Any]) -> None:
     if talks():
         click.echo(f"$ {command}\n{about}")
     table = _Table(about, command, options)
-    for name in cases:
-        found = step.measure(
-            name,
-            _variants(dist.get_world_size(), CASES[name].guided, options),
-            layers=options["layers"],
-            dtype=dtype,
-            device=device,
-            runs=options["runs"],
-            compare=(options["share"] or 1) == 1,
-            exact=options["exact"],
-            profile=options["profile"] or options["kernels"] or bool(options["plot"]),
-            told=table.tell if talks() else lambda results: None,
-        )
-        table.close(found)
+    with _choices_told():
+        for name in cases:
+            found = step.measure(
+                name,
+                _variants(dist.get_world_size(), CASES[name].guided, options),
+                layers=options["layers"],
+                dtype=dtype,
+                device=device,
+                runs=options["runs"],
+                compare=(options["share"] or 1) == 1,
+                exact=options["exact"],
+                profile=options["profile"] or options["kernels"] or bool(options["plot"]),
+                told=table.tell if talks() else lambda results: None,
+            )
+            table.close(found)
     if talks() and options["kernels"]:
         click.echo("\n".join(step.kernel_lines(table.results)))
     dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _choices_told() -> Iterator[None]:
+    """Print which attention kernels are taken meanwhile, and why: each choice once a process."""
+
+    class Echo(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if talks():
+                click.echo(record.getMessage())
+
+    logger, echo = logging.getLogger("dit_usp.attention"), Echo()
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(echo)
+    try:
+        yield
+    finally:
+        logger.removeHandler(echo)
+        logger.setLevel(level)
 
 
 class _Table:
