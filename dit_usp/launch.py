@@ -128,14 +128,13 @@ def _initialise(here: Place, device_type: str) -> None:
     import torch
     import torch.distributed as dist
 
-    from dit_usp.mesh import put_exchanges_first
-
     os.environ.setdefault("LOCAL_RANK", str(here.local_rank))  # the Mesh finds its device by it
     options: dict[str, Any] = {"rank": here.rank, "world_size": here.world_size, **_meeting_point(here)}
     if device_type == "cuda":
         device = torch.device("cuda", here.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
-        put_exchanges_first()  # a mesh's axis of all ranks is this group
+        # An exchange is launched beside matrix products that fill the GPU: without priority it begins when they end. Read when a group is set up.
+        os.environ.setdefault("TORCH_NCCL_HIGH_PRIORITY", "1")
         dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device, **options)
     else:
         torch.set_num_threads(num_threads(here.local_world_size))

@@ -56,7 +56,6 @@ def init_mesh(config: ParallelConfig | DeviceMesh, device_type: str | None = Non
         raise ValueError(
             "init_mesh needs torch.distributed to be initialised: start with torchrun, or call dit_usp.Engine, which starts the ranks itself."
         )
-    put_exchanges_first()
     if isinstance(config, DeviceMesh):
         device_mesh, config = config, _config_of(config, ring_method)
     else:
@@ -65,14 +64,6 @@ def init_mesh(config: ParallelConfig | DeviceMesh, device_type: str | None = Non
     # Where one of the two axes is off, the other is the sequence: a group less to set up, and with NCCL a communicator less in memory.
     alone = {1: groups["ulysses"], config.sequence_degree: groups["ring"]}.get(config.ring_degree)
     return Mesh(config=config, device=_device(device_mesh.device_type), sequence=alone or _group(device_mesh, ("ring", "ulysses")), **groups)
-
-
-def put_exchanges_first() -> None:
-    """Ask NCCL for priority, for groups that are set up from now on, unless the user has decided.
-
-    An exchange is launched beside matrix products that fill the GPU: without priority it begins when they end.
-    """
-    os.environ.setdefault("TORCH_NCCL_HIGH_PRIORITY", "1")
 
 
 def _device_mesh(config: ParallelConfig, device_type: str) -> DeviceMesh:

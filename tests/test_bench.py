@@ -93,7 +93,7 @@ def test_the_reference_is_the_model_in_float32_and_leaves_its_weights_alone(case
     model, inputs = cases.build(case, 2, torch.bfloat16, torch.device("cpu"))
     before = copy.deepcopy(model.state_dict())
     expected = copy.deepcopy(model).float()(**cases.each_tensor(inputs, lambda t: t.float() if t.is_floating_point() else t), return_dict=False)[0]
-    assert torch.equal(reference(model, inputs, torch.bfloat16), expected)
+    assert torch.equal(reference(model, (inputs,), torch.bfloat16), expected)
     for name, tensor in model.state_dict().items():
         assert tensor.dtype == before[name].dtype, name
         assert torch.equal(tensor, before[name]), name
@@ -105,7 +105,7 @@ def test_no_reference_where_memory_does_not_suffice():
             raise torch.OutOfMemoryError
 
     model = Large(2, 2, dtype=torch.bfloat16)
-    assert reference(model, {}, torch.bfloat16) is None
+    assert reference(model, ({},), torch.bfloat16) is None
     assert model.weight.dtype == torch.bfloat16
 
 
@@ -114,6 +114,37 @@ def test_a_steps_milliseconds_by_kind_and_by_kernel():
     assert look.parts(spans) == {"attention": 4.0, "other compute": 3.0, "exposed communication": 3.0, "gaps": 1.0}
     assert list(look.kernels(spans).items()) == [("flash_fwd", (4.0, 1)), ("ncclSendRecv", (4.0, 1)), ("gemm", (3.0, 2))]
     assert look.parts([]) == look.kernels([]) == {}
+
+
+@pytest.mark.parametrize(("backend", "kind"), [("alone", "exposed communication"), ("nccl", "other compute")])
+def test_a_lone_ranks_copies_stand_for_its_exchanges(monkeypatch, backend, kind):
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: backend)
+    spans = [("memcpy128", 0.0, 2e3), ("Memcpy DtoD (Device -> Device)", 2e3, 5e3)]
+    assert look.parts(spans)[kind] == 5.0
+    assert look.parts([("Memcpy HtoD (Pageable -> Device)", 0.0, 2e3)])["exposed communication"] == 0.0
+
+
+class Counted(torch.nn.Module):
+    """Notes its name at every call."""
+
+    def __init__(self, name, calls):
+        super().__init__()
+        self.name, self.calls = name, calls
+
+    def forward(self, return_dict):
+        self.calls.append(self.name)
+        return (torch.zeros(1),)
+
+
+@pytest.mark.parametrize(("runs", "turns"), [(1, [1]), (3, [1, 1, 1]), (8, [3, 3, 2])])
+def test_steps_are_timed_in_a_row_and_variants_by_turns(monkeypatch, runs, turns):
+    calls = []
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: calls.append("ready"))
+    running = [step._Running(step.Variant(), Counted(name, calls), ({},), step.Result("tiny", name)) for name in "ab"]
+    step._take_turns(running, runs, torch.device("cpu"))
+    assert calls == [call for turn in turns for name in "ab" for call in ["ready", *name * (1 + turn)]]  # one step ahead of those that count
+    assert [len(one.result.ms) for one in running] == [runs, runs]
 
 
 def test_kernels_come_after_the_table_and_the_file_has_them_all():
@@ -201,6 +232,36 @@ def test_a_peer_that_is_not_installed_is_a_line_on_all_ranks(ranks):
         assert list(peers) == [f"cache-dit, {ULYSSES}", f"cache-dit, {RING} (rotate)", f"cache-dit-async, {ULYSSES}"]
         assert set(peers.values()) == {"ModuleNotFoundError: No module named 'cache_dit'"}
         assert all(result.ms for variant, result in results.items() if "dit-usp" in variant)
+
+
+GUIDED = cases.Case(
+    "WanTransformer3DModel",
+    dict(num_attention_heads=2, attention_head_dim=12, ffn_dim=32, text_dim=4096, rope_max_seq_len=32),
+    partial(cases._wan, 3, 8, 8),
+    {"num_layers": 2},
+    two_calls=True,
+)
+
+
+def both_calls():
+    """On a rank: the results of a step of two calls."""
+    cases.CASES["guided"] = GUIDED
+    what = dict(layers=None, dtype=torch.float32, device=torch.device("cpu"), runs=1, compare=True, exact=True, profile=False)
+    return step.measure("guided", _variants(2, GUIDED.halves, command.make_context("bench", ["guided"]).params), **what)
+
+
+def test_a_step_of_two_calls_is_shared_by_halves(ranks):
+    for results in ranks(2, both_calls):
+        assert [result.variant for result in results][-1] == f"dit-usp, {ParallelConfig(cfg_degree=2)}"
+        assert [(result.note, len(result.ms)) for result in results] == [("", 1)] * 5
+        assert max(result.error for result in results) <= 1e-5
+
+
+def test_the_two_calls_of_a_step_differ():
+    model, inputs = cases.build(GUIDED, None, torch.float32, torch.device("cpu"))
+    first, second = (cases.run_step(model, (call,)) for call in cases.calls_of(GUIDED, inputs))
+    assert not torch.allclose(first, second, atol=1e-3)
+    torch.testing.assert_close(cases.run_step(model, cases.calls_of(GUIDED, inputs)), second + 5 * (first - second))
 
 
 def copies():

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from diffusers.models.attention_dispatch import AttentionBackendName
 from tiny import TINY
-from tiny.wide import wide_config
+from tiny.wide import wide, wide_config
 
 from dit_usp import models
 
@@ -32,6 +33,24 @@ def test_right_plans_pass(ranks):
     assert [line.split()[:2] for line in printed.splitlines()[1:3]] == [["ok", "FluxTransformer2DModel"], ["ok", "SanaTransformer2DModel"]]
     assert "2 models in" in printed
     assert "0 failed" in printed
+
+
+def noted(name, function, met):
+    return lambda model: (met.append(name), function(model))
+
+
+def released():
+    """On a rank: what became of a model after each of its layouts, in order."""
+    script, met = importlib.import_module("check_plans"), []
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("ungraph", "unparallelize"):
+            patch.setattr(script, name, noted(name, getattr(script, name), met))
+        checked("--only", "flux", "--dtype", "fp32")
+    return met
+
+
+def test_recordings_are_let_go_before_the_groups_they_use(ranks):
+    assert ranks(2, released)[0] == ["ungraph", "unparallelize"] * 3
 
 
 def test_no_model_begins_after_the_time_limit(ranks):
@@ -79,3 +98,9 @@ def test_every_class_can_be_built_at_its_published_width():
         with torch.device("meta"):
             model = type(tiny)(**wide_config(tiny))
         assert sum(p.numel() for p in model.parameters()) > 40e6, type(tiny).__name__
+
+
+def test_a_wide_model_keeps_the_attention_backend_of_the_tiny_one(monkeypatch):
+    monkeypatch.setattr(sys.modules["tiny.wide"], "redraw", lambda model: model)
+    model, _ = wide("kandinsky5_nabla", torch.device("meta"))
+    assert {block.self_attention.processor._attention_backend for block in model.visual_transformer_blocks} == {AttentionBackendName.FLEX}

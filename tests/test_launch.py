@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from dit_usp import launch, mesh
 from dit_usp.config import ParallelConfig
@@ -168,3 +169,17 @@ def test_under_torchrun_ranks_meet_and_a_failing_one_ends_the_others(tmp_path):
     assert sorted(json.loads(line) for line in out.splitlines()) == [[0, True, 3, 1], [1, False, 3, 1]]
     assert code != 0
     assert "this rank fails" in err
+
+
+@pytest.mark.parametrize(("own", "met"), [(None, "1"), ("0", "0")])
+def test_exchanges_come_first_on_gpus_unless_the_user_decides(monkeypatch, own, met):
+    seen = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *args, **kwargs: seen.append(os.environ["TORCH_NCCL_HIGH_PRIORITY"]))
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("TORCH_NCCL_HIGH_PRIORITY", own or "")
+    if own is None:
+        monkeypatch.delenv("TORCH_NCCL_HIGH_PRIORITY")
+    launch._initialise(Place(0, 1, 0, 1), "cuda")
+    assert seen == [met]

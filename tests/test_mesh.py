@@ -1,7 +1,6 @@
 """The groups of a Mesh hold the ranks that the formula of ParallelConfig says."""
 
 import itertools
-import os
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from dit_usp.config import ParallelConfig
-from dit_usp.mesh import init_mesh, put_exchanges_first
+from dit_usp.mesh import init_mesh
 
 
 def groups_of(config):
@@ -64,12 +63,3 @@ def test_a_world_of_another_size_is_refused(ranks):
 def test_without_torch_distributed_the_error_says_what_to_start():
     with pytest.raises(ValueError, match="torchrun"):
         init_mesh(ParallelConfig())
-
-
-@pytest.mark.parametrize(("own", "then"), [(None, "1"), ("0", "0")])
-def test_exchanges_come_first_unless_the_user_decides(monkeypatch, own, then):
-    monkeypatch.setenv("TORCH_NCCL_HIGH_PRIORITY", own or "")
-    if own is None:
-        monkeypatch.delenv("TORCH_NCCL_HIGH_PRIORITY")
-    put_exchanges_first()
-    assert os.environ["TORCH_NCCL_HIGH_PRIORITY"] == then

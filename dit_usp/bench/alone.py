@@ -44,7 +44,8 @@ class Alone(ProcessGroup):
 
     def collect(self, output: Tensor, input: Tensor) -> Done:
         """Fill each row of `output` with `input`, which is flat."""
-        output.copy_(input.expand(self.size(), -1))
+        for row in output:  # each a copy from memory to memory, which a profile tells from the model's own
+            row.copy_(input)
         return Done()
 
     def getBackendName(self) -> str:

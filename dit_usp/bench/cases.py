@@ -25,6 +25,7 @@ class Case:
         inputs: of one step, made by a function that draws tensors in the model's type.
         layers: the config's entries that count layers, with the published numbers.
         guided: both halves of guidance are one batch.
+        two_calls: a step is both calls of guidance, one after the other.
     """
 
     model: str
@@ -32,6 +33,12 @@ class Case:
     inputs: Callable[[Rand], Inputs]
     layers: Mapping[str, int]
     guided: bool = False
+    two_calls: bool = False
+
+    @property
+    def halves(self) -> bool:
+        """Whether a step has two halves that different ranks can compute."""
+        return self.guided or self.two_calls
 
 
 def _flux(pixels: int, rand: Rand) -> Inputs:
@@ -105,6 +112,7 @@ def _hunyuan_video(frames: int, height: int, width: int, rand: Rand) -> Inputs:
     )
 
 
+_WAN13 = dict(num_attention_heads=12, ffn_dim=8960)
 _PIXART = dict(sample_size=128, caption_channels=4096, cross_attention_dim=1152, out_channels=8)
 _SD35 = dict(sample_size=128, num_attention_heads=38, caption_projection_dim=2432, in_channels=16, pos_embed_max_size=192, qk_norm="rms_norm")
 _COGVIDEOX = dict(num_attention_heads=48, use_rotary_positional_embeddings=True, sample_height=60, sample_width=90)
@@ -118,7 +126,8 @@ CASES = {
     "flux-2048": Case("FluxTransformer2DModel", dict(guidance_embeds=True), partial(_flux, 2048), _FLUX_LAYERS),
     "qwen-1024": Case("QwenImageTransformer2DModel", {}, partial(_qwen, 1024), {"num_layers": 60}),
     "cogvideox-49f": Case("CogVideoXTransformer3DModel", _COGVIDEOX, partial(_cogvideox, 13, 60, 90), {"num_layers": 42}, guided=True),
-    "wan1.3b-480p": Case("WanTransformer3DModel", dict(num_attention_heads=12, ffn_dim=8960), partial(_wan, 21, 60, 104), {"num_layers": 30}),
+    "wan1.3b-480p": Case("WanTransformer3DModel", _WAN13, partial(_wan, 21, 60, 104), {"num_layers": 30}),
+    "wan1.3b-480p-guided": Case("WanTransformer3DModel", _WAN13, partial(_wan, 21, 60, 104), {"num_layers": 30}, two_calls=True),
     "wan14b-480p": Case("WanTransformer3DModel", {}, partial(_wan, 21, 60, 104), {"num_layers": 40}),
     "hunyuan-720p": Case(
         "HunyuanVideoTransformer3DModel", {}, partial(_hunyuan_video, 9, 90, 160), {"num_layers": 20, "num_single_layers": 40}
@@ -151,6 +160,17 @@ def build(case: Case, layers: int | None, dtype: torch.dtype, device: torch.devi
         if not parameter.is_meta and not parameter.any():
             parameter.normal_(std=0.02)
     return model, each_tensor(inputs, lambda tensor: tensor.to(device))
+
+
+def calls_of(case: Case, inputs: Inputs) -> tuple[Inputs, ...]:
+    """What the model is called with in one step."""
+    return (inputs, inputs | {"encoder_hidden_states": inputs["encoder_hidden_states"].flip(-1)}) if case.two_calls else (inputs,)
+
+
+def run_step(model: nn.Module, calls: tuple[Inputs, ...]) -> Tensor:
+    """A step's output: of its one call, or of two as guidance puts them together."""
+    outputs = [model(**call, return_dict=False)[0] for call in calls]
+    return outputs[0] if len(outputs) == 1 else outputs[1] + 5 * (outputs[0] - outputs[1])
 
 
 def again(model: nn.Module, case: Case, layers: int | None) -> nn.Module:

@@ -7,10 +7,10 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from dit_usp.bench.cases import Inputs, each_tensor
+from dit_usp.bench.cases import Inputs, each_tensor, run_step
 
 
-def reference(model: nn.Module, inputs: Inputs, dtype: torch.dtype) -> Tensor | None:
+def reference(model: nn.Module, calls: tuple[Inputs, ...], dtype: torch.dtype) -> Tensor | None:
     """The output in float32, or None where the GPU's memory does not suffice. Rounded back, the weights are what they were.
 
     All of the type `dtype` is upcast where it is, one tensor after the other, tables and parameters that no layer owns included: beside the float32
@@ -22,7 +22,7 @@ def reference(model: nn.Module, inputs: Inputs, dtype: torch.dtype) -> Tensor | 
         for tensor in weights:
             tensor.data = tensor.data.float()
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # convolutions would round to 10 bits
-            output = model(**each_tensor(inputs, lambda tensor: tensor.float() if tensor.dtype == dtype else tensor), return_dict=False)[0]
+            output = run_step(model, each_tensor(calls, lambda tensor: tensor.float() if tensor.dtype == dtype else tensor))
     except torch.OutOfMemoryError:
         pass  # what the call held is free once this is handled, so that the weights can be restored
     finally:

@@ -57,8 +57,9 @@ def kernels(spans: Sequence[Span]) -> dict[str, tuple[float, int]]:
 
 def _kind(kernel: str) -> str:
     name = kernel.lower()
-    # A lone rank's copies stand for its exchanges.
-    if any(word in name for word in COMMUNICATION) or ("memcpy dtod" in name and dist.get_backend() == alone.Alone.NAME):
+    # A lone rank's copies stand for its exchanges; in a recording they are called memcpy128 or the like.
+    own_copy = "memcpy" in name and not any(way in name for way in ("htod", "dtoh"))
+    if any(word in name for word in COMMUNICATION) or (own_copy and dist.get_backend() == alone.Alone.NAME):
         return "communication"
     if name.startswith("triton"):
         return "other"

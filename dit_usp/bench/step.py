@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import statistics
@@ -19,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dit_usp.bench import look
-from dit_usp.bench.cases import CASES, Case, Inputs, again, build
+from dit_usp.bench.cases import CASES, Case, Inputs, again, build, calls_of, run_step
 from dit_usp.bench.exact import reference
 from dit_usp.bench.peers import PEERS
 from dit_usp.collectives import split_sizes
@@ -106,7 +105,7 @@ class _Subject:
     case: Case
     layers: int | None
     model: nn.Module
-    inputs: Inputs
+    calls: tuple[Inputs, ...]
     device: torch.device
     expected: Tensor | None
     against: str
@@ -116,7 +115,7 @@ class _Subject:
 class _Running:
     variant: Variant
     model: nn.Module
-    inputs: Inputs
+    calls: tuple[Inputs, ...]
     result: Result
 
 
@@ -144,16 +143,17 @@ def measure(
     """
     torch._dynamo.config.recompile_limit = 64  # every variant compiles the same blocks anew
     model, inputs = build(CASES[name], layers, dtype, device)
-    expected = reference(model, inputs, dtype) if exact else None
+    of_a_step = calls_of(CASES[name], inputs)
+    expected = reference(model, of_a_step, dtype) if exact else None
     against = FLOAT32 if expected is not None else FIRST + (": float32 does not fit in this GPU's memory" if exact else "")
-    subject = _Subject(name, CASES[name], layers, model, inputs, device, expected, against)
+    subject = _Subject(name, CASES[name], layers, model, of_a_step, device, expected, against)
     results = []
     for _, phase in groupby(sorted(variants, key=lambda variant: variant.phase), lambda variant: variant.phase):
         running = [_start(subject, variant, compare) for variant in phase]
         _take_turns([one for one in running if one.result.first_s], runs, device)
         for one in running:
             if profile and one.result.ms and device.type == "cuda":
-                spans = look.trace(partial(_step, one.model, one.inputs))
+                spans = look.trace(partial(run_step, one.model, one.calls))
                 one.result.parts, one.result.kernels = look.parts(spans), look.kernels(spans)
         for one in running:
             ungraph(one.model)
@@ -170,11 +170,11 @@ def _start(subject: _Subject, variant: Variant, compare: bool) -> _Running:
     try:
         start = time.perf_counter()
         own = _prepared(own, variant, device)
-        output = _step(own, subject.inputs)
+        output = run_step(own, subject.calls)
         _wait(device)
         first_s = time.perf_counter() - start
         for _ in range(5):  # a graph is recorded at the third call and compared at the fourth
-            output = _step(own, subject.inputs)
+            output = run_step(own, subject.calls)
         _wait(device)
         if graphed := graph_of(own):
             result.note = "; ".join(reason for reason in graphed.report() if reason != "replayed")
@@ -188,7 +188,7 @@ def _start(subject: _Subject, variant: Variant, compare: bool) -> _Running:
         subject.expected = output.float() if subject.expected is None else subject.expected
         result.error = ((output.float() - subject.expected).norm() / subject.expected.norm()).item()
         result.against = subject.against
-    return _Running(variant, own, subject.inputs, result)
+    return _Running(variant, own, subject.calls, result)
 
 
 def _prepared(model: nn.Module, variant: Variant, device: torch.device) -> nn.Module:
@@ -204,14 +204,9 @@ def _prepared(model: nn.Module, variant: Variant, device: torch.device) -> nn.Mo
     return graph(model, mesh, when=True) if variant.graph else model
 
 
-def _step(model: nn.Module, inputs: Inputs) -> Tensor:
-    fresh = copy.copy(inputs)
-    return model(**fresh, return_dict=False)[0]
-
-
 def _take_turns(running: Sequence[_Running], runs: int, device: torch.device) -> None:
     """A few steps of each, then again, so that a GPU that grows warm slows all alike."""
-    for size in split_sizes(runs, 3 if runs >= 6 else 1):
+    for size in split_sizes(runs, min(3, runs)):
         for one in running:
             one.result.ms += _timed(one, size, device)
 
@@ -222,17 +217,17 @@ def _timed(one: _Running, steps: int, device: torch.device) -> list[float]:
     if dist.is_initialized():
         dist.barrier()
     _wait(device)
-    _step(one.model, one.inputs)
+    run_step(one.model, one.calls)
     if device.type != "cuda":
         stamps = [time.perf_counter()]
         for _ in range(steps):
-            _step(one.model, one.inputs)
+            run_step(one.model, one.calls)
             stamps.append(time.perf_counter())
         return [1000 * (end - begin) for begin, end in pairwise(stamps)]
     events = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]
     events[0].record()
     for event in events[1:]:
-        _step(one.model, one.inputs)
+        run_step(one.model, one.calls)
         event.record()
     _wait(device)
     return [begin.elapsed_time(end) for begin, end in pairwise(events)]
@@ -260,12 +255,12 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def layouts(ranks: int, guided: bool) -> list[ParallelConfig]:
+def layouts(ranks: int, halves: bool) -> list[ParallelConfig]:
     """Each pure layout of the ranks, and the mixed ones that have four or more."""
     found = [ParallelConfig(ulysses_degree=ranks)]
     if ranks > 1:
         found += [ParallelConfig(ring_degree=ranks, ring_method="gather"), ParallelConfig(ring_degree=ranks)]
-    if guided and ranks % 2 == 0:
+    if halves and ranks % 2 == 0:
         found.append(ParallelConfig(ulysses_degree=ranks // 2, cfg_degree=2))
     if ranks >= 4 and ranks % 2 == 0:
         found.append(ParallelConfig(ulysses_degree=ranks // 2, ring_degree=2))

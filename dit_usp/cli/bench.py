@@ -92,7 +92,7 @@ def _measure(cases: tuple[str, ...], options: dict[str, Any]) -> None:
         for name in cases:
             found = step.measure(
                 name,
-                _variants(dist.get_world_size(), CASES[name].guided, options),
+                _variants(dist.get_world_size(), CASES[name].halves, options),
                 layers=options["layers"],
                 dtype=dtype,
                 device=device,
@@ -156,11 +156,11 @@ class _Table:
         self.shown = 0
 
 
-def _variants(ranks: int, guided: bool, options: dict[str, Any]) -> list[Variant]:
+def _variants(ranks: int, halves: bool, options: dict[str, Any]) -> list[Variant]:
     from dit_usp.bench.peers import PEERS as PARALLEL
     from dit_usp.bench.step import Variant
 
-    layouts = _layouts(ranks, guided, options)
+    layouts = _layouts(ranks, halves, options)
     variants = []
     for baseline in options["baselines"] or ("diffusers",):
         peer, compiled = PEERS.get(baseline.removesuffix("-compile"), ""), baseline.endswith("-compile")
@@ -171,13 +171,13 @@ def _variants(ranks: int, guided: bool, options: dict[str, Any]) -> list[Variant
     return variants
 
 
-def _layouts(ranks: int, guided: bool, options: dict[str, Any]) -> list[ParallelConfig]:
+def _layouts(ranks: int, halves: bool, options: dict[str, Any]) -> list[ParallelConfig]:
     from dit_usp.bench.step import layouts
     from dit_usp.config import ParallelConfig
 
     ulysses, ring, cfg = (options[axis] for axis in ("ulysses", "ring", "cfg"))
     if not (ulysses or ring or cfg):
-        return layouts(ranks, guided)
+        return layouts(ranks, halves)
     asked = ParallelConfig(ulysses_degree=ulysses or 1, ring_degree=ring or 1, cfg_degree=cfg or 1, ring_method=options["ring_method"])
     if asked.world_size != ranks:
         raise ValueError(f"{asked} is a layout of {asked.world_size} ranks; this is one of {ranks}.")

@@ -257,6 +257,12 @@ def test_a_measured_order_leaves_no_kernel_out(major):
     assert all(KERNELS[name].lse for name in measured.with_lse)
 
 
+def test_a_call_is_told_in_words():
+    assert str(Call("cuda", torch.bfloat16, 72, 72)) == "head size 72, bfloat16 on cuda"
+    call = Call("cpu", torch.float32, 8, 16, masked=True, causal=True, square=False, lse=True, grad=True)
+    assert str(call) == "head size 8 (values 16), float32 on cpu, with a mask, is_causal, another number of keys, an LSE, gradients"
+
+
 def test_a_choice_is_logged_once(caplog):
     with caplog.at_level(logging.INFO, logger="dit_usp.attention"):
         for _ in range(3):

@@ -1,5 +1,7 @@
 """The ring sends each block on before it attends to it, and waits for the next one after: transfers run under the kernels."""
 
+from itertools import groupby
+
 import pytest
 import torch
 from torch._dynamo.backends.common import aot_autograd
@@ -8,22 +10,26 @@ from torch._functorch.aot_autograd import make_boxed_func
 import dit_usp.attention
 from dit_usp import ParallelConfig, collectives, init_mesh, usp_attention
 from dit_usp.attention import ring
-from dit_usp.bench import alone
+from dit_usp.bench import alone, look
 
 RANKS = 3
 ORDER = ["send", "attend", "wait"] * (RANKS - 1) + ["attend"]
 DEALT = ["send", "wait"]  # the causal order deals chunks first, and brings the result back
 
 
-@pytest.fixture
-def mesh():
+def lone(device):
     """This process as the first of three ranks, the others copies of it."""
     alone.start(RANKS)
-    return init_mesh(ParallelConfig(1, RANKS), "cpu")
+    return init_mesh(ParallelConfig(1, RANKS), device)
 
 
-def tokens():
-    return [torch.randn(1, 2, 6, 16) for _ in range(3)]
+@pytest.fixture
+def mesh():
+    return lone("cpu")
+
+
+def tokens(length=6, size=16, **options):
+    return [torch.randn(1, 2, length, size, **options) for _ in range(3)]
 
 
 @pytest.mark.parametrize("is_causal", [False, True])
@@ -57,3 +63,17 @@ def test_compiled_order(mesh, is_causal):
     with torch.no_grad():
         attention(*tokens(), mesh=mesh, lengths=(6,) * RANKS, is_causal=is_causal)
     assert met == (DEALT + ORDER + DEALT if is_causal else ORDER)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the order in a GPU's own trace")
+def test_order_on_the_gpu():
+    mesh, inputs = lone("cuda"), tokens(4096, 64, device="cuda", dtype=torch.bfloat16)
+
+    def attend():
+        with torch.no_grad():
+            usp_attention(*inputs, mesh=mesh, lengths=(4096,) * RANKS)
+
+    attend()
+    kinds = [look._kind(name) for name, start, _ in sorted(look.trace(attend), key=lambda span: span[1])]
+    met = [kind for kind, _ in groupby(kind for kind in kinds if kind != "other")]
+    assert met == ["communication", "attention"] * (RANKS - 1)  # the last block comes right after the one before
