@@ -115,7 +115,7 @@ def choose_layout(world_size: int, *, heads: int | None = None, guidance: bool =
     if ulysses > 1:
         reasons.append(f"ulysses {ulysses}: two all-to-alls an attention{f', {heads} heads' if heads else ''}.")
     if rest == 2:
-        reasons.append("ring 2: between two ranks one collective that gathers keys and values is faster than two that trade heads.")
+        reasons.append("ring 2: between two ranks one collective that gathers keys and values is as fast as two that trade heads, or faster.")
     elif ring > 1:
         reasons.append(f"ring {ring}: {heads} heads do not carry {rest} ranks evenly, so keys and values go round a ring.")
     if not reasons:

@@ -153,7 +153,7 @@ def measure(name: str, layout: ParallelConfig, runs: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", default=["pixart"], choices=THIN)
+    parser.add_argument("models", nargs="+", choices=THIN)
     parser.add_argument("--runs", type=int, default=30)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -407,7 +407,7 @@ def test_print_plan_is_three_lines_and_makes_nothing(requests: list[Request], ca
     assert capsys.readouterr().out.splitlines() == [
         "layout: ulysses 1 x ring 2 x cfg 2 x data 1 = 4 ranks (cpu, float32, keys by gather)",
         "why: cfg 2: each half of guidance has its own ranks; they exchange one output a step. "
-        "ring 2: between two ranks one collective that gathers keys and values is faster than two that trade heads.",
+        "ring 2: between two ranks one collective that gathers keys and values is as fast as two that trade heads, or faster.",
         "work: 3 pictures of 256 x 256 by PixArtAlphaPipeline of emoji-pixart-256, 5 steps, 256 tokens, 128 a rank",
     ]
 
