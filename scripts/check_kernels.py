@@ -95,20 +95,20 @@ def rows(device: torch.device, tokens: int) -> Iterator[tuple[str, torch.dtype, 
             )
 
 
-def sharded(device: torch.device) -> Iterator[tuple[str, float]]:
+def sharded(device: torch.device, compiler: str = "aot_eager") -> Iterator[tuple[str, float]]:
     """(layout, largest error of usp_attention over its ranks, forward and backward, eager and compiled), as bf16 errors / 1000 or fp32 errors."""
     ranks = dist.get_world_size()
     layouts = {(ranks, 1, "rotate"), (1, ranks, "rotate"), (1, ranks, "gather"), (2, ranks // 2, "rotate") if ranks > 2 else (ranks, 1, "rotate")}
     for ulysses, ring, method in sorted(layouts) if ranks > 1 else [(1, 1, "rotate")]:
         mesh = init_mesh(ParallelConfig(ulysses, ring, ring_method=method), device.type)
-        worst = max(layout_errors(mesh, compiled) for compiled in (False, True))
+        worst = max(layout_errors(mesh, how) for how in ("", compiler))
         gathered = torch.tensor(worst, device=device)
         dist.all_reduce(gathered, dist.ReduceOp.MAX)
         yield f"ulysses {ulysses} x ring {ring}, {method}", gathered.item()
 
 
-def layout_errors(mesh: Mesh, compiled: bool) -> float:
-    """This rank's largest error against SDPA on the whole, over types and masks; lengths are uneven."""
+def layout_errors(mesh: Mesh, compiler: str) -> float:
+    """This rank's largest error against SDPA on the whole, over types and masks; lengths are uneven. Compiled unless `compiler` is empty."""
     ranks, rank, device = mesh.sequence.size(), mesh.sequence.rank(), mesh.device
     lengths = split_sizes(100 * ranks + 1, ranks)
     own = slice(sum(lengths[:rank]), sum(lengths[: rank + 1]))
@@ -120,7 +120,7 @@ def layout_errors(mesh: Mesh, compiled: bool) -> float:
         mask = (torch.rand(2, 1, 1, sum(lengths), generator=generator) > 0.5).to(device) if masked else None
         pieces = [x[:, :, own].clone().requires_grad_() for x in wholes]
         attention = functools.partial(usp_attention, mesh=mesh, attn_mask=mask, lengths=lengths)
-        attention = torch.compile(attention, fullgraph=True, backend="aot_eager") if compiled else attention
+        attention = torch.compile(attention, fullgraph=True, backend=compiler) if compiler else attention
         wide = [x.double().requires_grad_() for x in wholes]
         want = F.scaled_dot_product_attention(*wide, mask)
         with torch.no_grad():
@@ -137,6 +137,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--tokens", type=int, default=500)
+    parser.add_argument("--compiler", default="aot_eager", help="torch.compile's backend; inductor takes minutes")
     args = parser.parse_args()
     device = torch.device(args.device)
     if device.type == "cuda":
@@ -147,7 +148,7 @@ def main() -> int:
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     failed = table(device, args.tokens) if dist.get_rank() == 0 else []
-    for layout, worst in sharded(device):
+    for layout, worst in sharded(device, args.compiler):
         if dist.get_rank() == 0:
             print(f"usp_attention on {dist.get_world_size()} {backend} ranks, {layout}: {worst:.1e}", flush=True)
             failed += [layout] if not worst <= EXACT else []
