@@ -6,11 +6,15 @@ Ranks meet through a FileStore: hunting for a free port races.
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
+import runpy
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from contextlib import chdir, redirect_stdout
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -40,6 +44,36 @@ def _serve(rank: int, connection: Connection) -> None:
             connection.send((False, traceback.format_exc()))
 
 
+def _launched(port: int, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """Run function(*args) on a rank that is told its place as by torchrun and has joined nothing yet."""
+    import torch.distributed as dist
+
+    rank, size = str(dist.get_rank()), str(dist.get_world_size())
+    dist.destroy_process_group()
+    before = dict(os.environ)
+    os.environ.update(RANK=rank, WORLD_SIZE=size, LOCAL_RANK=rank, LOCAL_WORLD_SIZE=size, MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True", TORCHELASTIC_RESTART_COUNT="0", TORCHELASTIC_RUN_ID="pool")
+    try:
+        return function(*args)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def run_script(path: str, folder: str, *arguments: str) -> str:
+    """What `python path arguments` prints in `folder`, run in this process."""
+    printed, before = io.StringIO(), sys.argv
+    sys.argv = [path, *arguments]
+    try:
+        with chdir(folder), redirect_stdout(printed):
+            runpy.run_path(path, run_name="__main__")
+    finally:
+        sys.argv = before
+    return printed.getvalue()
+
+
 class RankPool:
     """At most `size` rank processes that run functions together.
 
@@ -65,6 +99,16 @@ class RankPool:
             self.close()  # ranks that failed apart are in different collectives
             raise AssertionError("\n".join(failures))
         return [value for _, value in results]
+
+    def launched(self, world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """The same with ranks as torchrun leaves them: the variables are set, and who joins meets the others at the launcher's store."""
+        from torch.distributed import TCPStore
+
+        store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+        try:
+            return self(world_size, _launched, store.port, function, args)
+        finally:
+            self.store = (0, "")  # its world has been left
 
     def _store(self, world_size: int) -> str:
         """One file per world: another world size starts a new one, and so do many calls."""

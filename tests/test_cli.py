@@ -16,6 +16,7 @@ import pytest
 import torch
 from folders import write_folder
 from PIL import Image
+from ranks import RankPool
 
 from dit_usp import engine, launch, saving
 from dit_usp.cli import COMMANDS, group, run
@@ -516,10 +517,14 @@ def pixels(path: Path) -> np.ndarray:
         return np.asarray(image).astype(int)
 
 
+SEED = 2**63 - 5
+DRAWN = ("--seed", str(SEED), "--steps", "4", "--device", "cpu")
+
+
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("one") / "heart.png"
-    assert generate("a red heart", "-o", str(path), "--seed", "1", "--steps", "4", "--device", "cpu") == 0
+    assert generate("a red heart", "-o", str(path), *DRAWN) == 0
     return path
 
 
@@ -531,17 +536,23 @@ def test_the_picture_is_a_red_heart_on_white(one_rank: Path) -> None:
     assert red > 50 + max(green, blue)
 
 
-@pytest.mark.parametrize("layout", ["--nproc 2", "--nproc 3", "--ulysses 2 --ring 2"])
-def test_the_same_picture_on_any_ranks(one_rank: Path, tmp_path: Path, layout: str) -> None:
+def test_the_same_picture_on_two_ranks_that_are_started(one_rank: Path, tmp_path: Path) -> None:
     path = tmp_path / "heart.png"
-    assert generate("a red heart", "-o", str(path), "--seed", "1", "--steps", "4", "--device", "cpu", *layout.split()) == 0
+    assert generate("a red heart", "-o", str(path), *DRAWN, "--nproc", "2") == 0
+    assert abs(pixels(path) - pixels(one_rank)).max() <= 2
+
+
+@pytest.mark.parametrize(("layout", "nproc"), [("--nproc 3", 3), ("--ulysses 2 --ring 2", 4)])
+def test_the_same_picture_on_any_ranks(ranks: RankPool, one_rank: Path, tmp_path: Path, layout: str, nproc: int) -> None:
+    path = tmp_path / "heart.png"
+    assert ranks.launched(nproc, generate, "a red heart", "-o", str(path), *DRAWN, *layout.split()) == [0] * nproc
     assert abs(pixels(path) - pixels(one_rank)).max() <= 2
 
 
 def test_the_same_picture_under_torchrun(one_rank: Path, tmp_path: Path) -> None:
     path = tmp_path / "heart.png"
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "dit_usp", "generate"]
-    arguments = ["a red heart", "-o", str(path), "--seed", "1", "--steps", "4", "--device", "cpu", "--ring", "2", "--ring-method", "rotate"]
+    arguments = ["a red heart", "-o", str(path), *DRAWN, "--ring", "2", "--ring-method", "rotate"]
     done = subprocess.run([sys.executable, *command, *arguments], capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{path}\n"
@@ -549,14 +560,19 @@ def test_the_same_picture_under_torchrun(one_rank: Path, tmp_path: Path) -> None
     assert abs(pixels(path) - pixels(one_rank)).max() <= 2
 
 
-def test_one_picture_of_several_can_be_made_again_alone(one_rank: Path, tmp_path: Path) -> None:
-    """The last of three pictures dealt to two replicas is the one with its seed; the first differs from it."""
+def test_one_picture_of_several_can_be_made_again_alone(one_rank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last of three pictures dealt to two replicas is the one with its seed; the first differs from it. Progress counts by rounds."""
+    seen: list[tuple[str, int]] = []
+    carry_out = engine.run
+    monkeypatch.setattr(engine, "run", lambda request, show: carry_out(request, lambda doing, done: seen.append((doing.stage, done))))
     path = tmp_path / "heart.png"
-    arguments = ["--images", "3", "--data", "2", "--seed", str(2**63 - 7), "--steps", "4", "--device", "cpu"]
+    arguments = ["--images", "3", "--data", "2", *DRAWN, "--seed", str(SEED - 2)]
     assert generate("a red heart", "-o", str(path), *arguments) == 0
     paths = [tmp_path / f"heart-{number}.png" for number in (1, 2, 3)]
     told = read_metadata(paths[2])
-    assert (told["seed"], told["prompt"], told["ranks"]) == (2**63 - 5, "a red heart", 2)
-    assert generate("a red heart", "-o", str(path), "--seed", str(told["seed"]), "--steps", "4", "--device", "cpu") == 0
-    assert abs(pixels(path) - pixels(paths[2])).max() <= 2
+    assert (told["seed"], told["prompt"], told["ranks"]) == (SEED, "a red heart", 2)
+    assert [read_metadata(path)["seed"] for path in paths] == [SEED - 2, SEED - 1, SEED]
+    assert ("load", 0) in seen
+    assert {done for _, done in seen} == {0, 2}
+    assert abs(pixels(one_rank) - pixels(paths[2])).max() <= 2
     assert abs(pixels(paths[0]) - pixels(paths[2])).max() > 2

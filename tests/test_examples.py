@@ -1,4 +1,7 @@
-"""Every example is run as its docstring says and does what it says; each fits a screen."""
+"""Every example is run as its docstring says and does what it says; each fits a screen.
+
+Those for torchrun run on the session's ranks, which find what torchrun would have told them; one of them under torchrun itself.
+"""
 
 import re
 import subprocess
@@ -9,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from ranks import run_script
 from safetensors.torch import load_file
 
 from dit_usp.media import read_clip
@@ -18,12 +22,22 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 MODEL = files("dit_usp") / "data" / "emoji-pixart-256"
 
 
-def run(name, folder, *arguments, nproc=2):
-    """Run an example by the command in its docstring, in `folder`; what it printed."""
+def find(name, launcher):
+    """The example whose docstring says that it is run so."""
     path = next(path for path in EXAMPLES if path.stem == name)
-    command = re.search(rf"^(?:torchrun .*?(\d)|python) examples/{name}\.py\b", path.read_text(encoding="utf-8"), re.MULTILINE)
-    assert command, f"{name} does not say how to run it"
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(nproc)] if command[1] else []
+    assert re.search(rf"^{launcher} examples/{name}\.py\b", path.read_text(encoding="utf-8"), re.MULTILINE), f"{name} does not say how to run it"
+    return path
+
+
+def launched(ranks, nproc, name, folder, *arguments):
+    path = find(name, r"torchrun --standalone --nproc-per-node \d")
+    return "".join(ranks.launched(nproc, run_script, str(path), str(folder), *arguments))
+
+
+def run(name, folder, *arguments, launcher="python"):
+    """Run an example by the command in its docstring, in `folder`; what it printed."""
+    path = find(name, launcher)
+    launcher = ["-m", "torch.distributed.run", *launcher.split()[1:]] if launcher != "python" else []
     done = subprocess.run([sys.executable, *launcher, path, *arguments], cwd=folder, capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -35,17 +49,19 @@ def is_red(picture):
     return red > 180 and green < 120 and blue < 150 and min(picture.convert("RGB").getpixel((3, 3))) > 230
 
 
-def test_attention(tmp_path):
-    out = run("attention", tmp_path, nproc=4)
+def test_attention(ranks, tmp_path):
+    out = launched(ranks, 4, "attention", tmp_path)
     assert sorted(re.findall(r"rank (\d): (\d+) of 1001 tokens", out)) == [("0", "251"), ("1", "250"), ("2", "250"), ("3", "250")]
 
 
-def test_bare_transformer(tmp_path):
-    assert sorted(re.findall(r"rank (\d): \(2, 8, 26, 38\), relative error", run("bare_transformer", tmp_path))) == ["0", "1"]
+def test_bare_transformer(ranks, tmp_path):
+    assert sorted(re.findall(r"rank (\d): \(2, 8, 26, 38\), relative error", launched(ranks, 2, "bare_transformer", tmp_path))) == ["0", "1"]
 
 
 def test_pipeline(tmp_path):
-    assert "heart.png, made with ulysses 1 x ring 1 x cfg 2 x data 1" in run("pipeline", tmp_path)
+    assert "heart.png, made with ulysses 1 x ring 1 x cfg 2 x data 1" in run(
+        "pipeline", tmp_path, launcher="torchrun --standalone --nproc-per-node 2"
+    )
     assert is_red(Image.open(tmp_path / "heart.png"))
 
 
@@ -80,8 +96,8 @@ def test_video(tmp_path):
     assert [told[name] for name in ("prompt", "asked", "seed", "fps")] == ["a bouncing red heart", "a bouncing heart", 1, 10]
 
 
-def test_high_resolution(tmp_path):
-    assert "cfg 2: each half of guidance has its own ranks" in run("high_resolution", tmp_path, str(MODEL), "320")
+def test_high_resolution(ranks, tmp_path):
+    assert "cfg 2: each half of guidance has its own ranks" in launched(ranks, 2, "high_resolution", tmp_path, str(MODEL), "320")
     assert Image.open(tmp_path / "lighthouse.png").size == (320, 320)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from ranks import run_script
 
 from dit_usp.attention import heads_to_sequence, sequence_to_heads
 from dit_usp.attention.ring import passed_blocks
@@ -65,22 +66,22 @@ def test_every_option_of_generate_is_shown():
     assert options - told - {"--output", "--graph"} == set()  # shown as -o and --no-graph
 
 
-def run_block(block, folder, *launcher):
-    """Run Python from the page with the embedded model in place of the large one, which the tests do not download."""
+def written(block, folder):
+    """Python from the page with the embedded model in place of the large one, which the tests do not download."""
     script = folder / "castle.py"
     script.write_text(block.replace('"stabilityai/stable-diffusion-3.5-medium"', repr(str(embedded()[DEFAULT]))).replace("bfloat16", "float32"))
-    done = subprocess.run([sys.executable, *launcher, script], cwd=folder, capture_output=True, text=True, timeout=150)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    return str(script)
 
 
-def test_the_python_for_torchrun_makes_a_picture(tmp_path):
-    run_block(blocks("python")[0], tmp_path, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+def test_the_python_for_torchrun_makes_a_picture(ranks, tmp_path):
+    ranks.launched(2, run_script, written(blocks("python")[0], tmp_path), str(tmp_path))
     assert Image.open(tmp_path / "castle.png").size == (256, 256)
 
 
 def test_the_python_for_a_notebook_makes_a_picture(tmp_path):
-    assert run_block(blocks("python")[1] + "print(image.size)", tmp_path).strip() == "(256, 256)"
+    script = written(blocks("python")[1] + "print(image.size)", tmp_path)
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=150)
+    assert (done.returncode, done.stdout.strip()) == (0, "(256, 256)"), done.stderr[-3000:]
 
 
 def test_the_embedded_models_know_as_many_names_as_they_say():

@@ -25,7 +25,8 @@ def components(cls):
 
 def written():
     """The pipelines that diffusers exports, with the models that their sources name."""
-    classes = [cls for path in ROOT.glob("pipelines/*/pipeline_*.py") for cls in ast.parse(path.read_text(encoding="utf-8")).body]
+    sources = [path.read_text(encoding="utf-8") for path in ROOT.glob("pipelines/*/pipeline_*.py")]
+    classes = [cls for source in sources if any(model in source for model in MODELS) for cls in ast.parse(source).body]
     named = {cls.name: " ".join(components(cls).values()) for cls in classes if isinstance(cls, ast.ClassDef)}
     return {name: [model for model in MODELS if model in text] for name, text in named.items() if name in dir(diffusers)}
 
