@@ -184,13 +184,13 @@ def one_layout(pipe, name, degrees, changes):
             unparallelize(part)
     if refused:
         return without_pictures(pipe, name, degrees, changes)
-    wanted, given = called(pipe, name, changes)
-    assert type(output) is type(wanted)
-    assert len(given) > 1
-    assert not two_calls or dist.get_rank() or len(given_by_ranks) < len(given)  # the other rank has computed some of them
     if dist.get_rank():
         assert all(field is None for field in (output if isinstance(output, tuple) else vars(output).values()))
         return None
+    wanted, given = called(pipe, name, changes)
+    assert type(output) is type(wanted)
+    assert len(given) > 1
+    assert not two_calls or len(given_by_ranks) < len(given)  # the other rank has computed some of them
     return 0 if changes or two_calls else errors(given_by_ranks, given), errors(tensors(output), tensors(wanted))
 
 
