@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -10,6 +11,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # ranks are processes; several th
 
 import pytest
 from ranks import RankPool
+
+
+def pytest_collection_finish() -> None:
+    """What the imports have left need not be looked through at every collection of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ Ranks meet through a FileStore: hunting for a free port races.
 
 from __future__ import annotations
 
+import gc
 import io
 import multiprocessing
 import os
@@ -29,7 +30,7 @@ def _serve(rank: int, connection: Connection) -> None:
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    joined = None
+    joined, modules = None, 0
     while (message := connection.recv()) is not None:
         world_size, store, function, args = message
         try:
@@ -42,6 +43,10 @@ def _serve(rank: int, connection: Connection) -> None:
             connection.send((True, function(*args)))
         except BaseException:
             connection.send((False, traceback.format_exc()))
+        if len(sys.modules) > modules:  # what an import leaves need not be looked through at every collection
+            modules = len(sys.modules)
+            gc.collect()
+            gc.freeze()
 
 
 def _launched(port: int, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
