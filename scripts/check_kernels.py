@@ -95,7 +95,7 @@ def rows(device: torch.device, tokens: int) -> Iterator[tuple[str, torch.dtype, 
             )
 
 
-def sharded(device: torch.device, compiler: str = "aot_eager") -> Iterator[tuple[str, float]]:
+def sharded(device: torch.device, compiler: str) -> Iterator[tuple[str, float]]:
     """(layout, largest error of usp_attention over its ranks, forward and backward, eager and compiled), as bf16 errors / 1000 or fp32 errors."""
     ranks = dist.get_world_size()
     layouts = {(ranks, 1, "rotate"), (1, ranks, "rotate"), (1, ranks, "gather"), (2, ranks // 2, "rotate") if ranks > 2 else (ranks, 1, "rotate")}

@@ -40,7 +40,7 @@ from torch.utils._pytree import tree_map_with_path
 
 from dit_usp import ParallelConfig, UnsupportedError, init_mesh, parallelize, unparallelize
 from dit_usp.compiled import compile_blocks, repeated_blocks
-from dit_usp.graph import graph, graph_of, ungraph
+from dit_usp.graph import graph, graph_of
 from dit_usp.inject import mesh_of, plan_of
 from dit_usp.mesh import Mesh
 
@@ -169,7 +169,6 @@ class Check:
                 row.notes += [f"not replayed: {reason}" for reason in graphed.report() if reason != "replayed"]
             return found
         finally:
-            ungraph(model)  # NCCL's groups are not taken down while a recording uses them
             if mesh_of(model):
                 unparallelize(model)
             for block in repeated_blocks(model):

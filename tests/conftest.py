@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Iterator
 
@@ -10,13 +9,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # ranks are processes; several threads each spin against one another
 
 import pytest
-from ranks import RankPool
+from ranks import RankPool, set_imports_aside
 
 
 def pytest_collection_finish() -> None:
-    """What the imports have left need not be looked through at every collection of garbage."""
-    gc.collect()
-    gc.freeze()
+    set_imports_aside()
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,12 @@ FRESH_AFTER = 20  # calls: every mesh brings process groups with threads of thei
 LIMIT_S = 120  # a call that takes longer hangs: the pool is ended and the test fails
 
 
+def set_imports_aside() -> None:
+    """What imports have left need not be looked through at every collection of garbage."""
+    gc.collect()
+    gc.freeze()
+
+
 def _serve(rank: int, connection: Connection) -> None:
     """Run what the test process sends until it says None."""
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -43,10 +49,9 @@ def _serve(rank: int, connection: Connection) -> None:
             connection.send((True, function(*args)))
         except BaseException:
             connection.send((False, traceback.format_exc()))
-        if len(sys.modules) > modules:  # what an import leaves need not be looked through at every collection
+        if len(sys.modules) > modules:
             modules = len(sys.modules)
-            gc.collect()
-            gc.freeze()
+            set_imports_aside()
 
 
 def _launched(port: int, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:

@@ -35,24 +35,6 @@ def test_right_plans_pass(ranks):
     assert "0 failed" in printed
 
 
-def noted(name, function, met):
-    return lambda model: (met.append(name), function(model))
-
-
-def released():
-    """On a rank: what became of a model after each of its layouts, in order."""
-    script, met = importlib.import_module("check_plans"), []
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("ungraph", "unparallelize"):
-            patch.setattr(script, name, noted(name, getattr(script, name), met))
-        checked("--only", "flux", "--dtype", "fp32")
-    return met
-
-
-def test_recordings_are_let_go_before_the_groups_they_use(ranks):
-    assert ranks(2, released)[0] == ["ungraph", "unparallelize"] * 3
-
-
 def test_no_model_begins_after_the_time_limit(ranks):
     status, printed = ranks(2, checked, "--only", "flux", "dit", "--time-limit", "0")[0]
     assert status == 0

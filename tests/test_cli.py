@@ -572,7 +572,7 @@ def test_one_picture_of_several_can_be_made_again_alone(one_rank: Path, tmp_path
     told = read_metadata(paths[2])
     assert (told["seed"], told["prompt"], told["ranks"]) == (SEED, "a red heart", 2)
     assert [read_metadata(path)["seed"] for path in paths] == [SEED - 2, SEED - 1, SEED]
-    assert ("load", 0) in seen
+    assert {("load", 0)} < set(seen)
     assert {done for _, done in seen} == {0, 2}
     assert abs(pixels(one_rank) - pixels(paths[2])).max() <= 2
     assert abs(pixels(paths[0]) - pixels(paths[2])).max() > 2

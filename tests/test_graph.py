@@ -6,12 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny import build
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
 from dit_usp.config import ParallelConfig
 from dit_usp.graph import MOST, REMEMBERED, CallGraph, graph, graph_of, ungraph
+from dit_usp.inject import parallelize, unparallelize
 from dit_usp.mesh import init_mesh
 
 
@@ -282,3 +284,15 @@ def other_strides(config):
 
 def test_ranks_with_other_strides_or_settings_keep_together(ranks):
     assert ranks(2, other_strides, ParallelConfig(2)) == [["not yet recorded"]] * 2
+
+
+def let_go():
+    """On a rank: whether a graph is on a shared model, and after it is shared no more."""
+    model, _ = build("dit")
+    mesh = init_mesh(ParallelConfig(), "cpu")
+    graph(parallelize(model, mesh), mesh, when=True)
+    return [graph_of(model) is not None, graph_of(unparallelize(model)) is not None]
+
+
+def test_unparallelize_lets_go_of_what_was_recorded(ranks):
+    assert ranks(1, let_go) == [[True, False]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -112,10 +112,10 @@ def _hunyuan_video(frames: int, height: int, width: int, rand: Rand) -> Inputs:
     )
 
 
-_WAN13 = dict(num_attention_heads=12, ffn_dim=8960)
 _PIXART = dict(sample_size=128, caption_channels=4096, cross_attention_dim=1152, out_channels=8)
 _SD35 = dict(sample_size=128, num_attention_heads=38, caption_projection_dim=2432, in_channels=16, pos_embed_max_size=192, qk_norm="rms_norm")
 _COGVIDEOX = dict(num_attention_heads=48, use_rotary_positional_embeddings=True, sample_height=60, sample_width=90)
+_WAN13 = Case("WanTransformer3DModel", dict(num_attention_heads=12, ffn_dim=8960), partial(_wan, 21, 60, 104), {"num_layers": 30})
 _FLUX_LAYERS = {"num_layers": 19, "num_single_layers": 38}
 CASES = {
     "dit-512": Case("DiTTransformer2DModel", dict(sample_size=64, out_channels=8), partial(_dit, 512), {"num_layers": 28}, guided=True),
@@ -126,8 +126,8 @@ CASES = {
     "flux-2048": Case("FluxTransformer2DModel", dict(guidance_embeds=True), partial(_flux, 2048), _FLUX_LAYERS),
     "qwen-1024": Case("QwenImageTransformer2DModel", {}, partial(_qwen, 1024), {"num_layers": 60}),
     "cogvideox-49f": Case("CogVideoXTransformer3DModel", _COGVIDEOX, partial(_cogvideox, 13, 60, 90), {"num_layers": 42}, guided=True),
-    "wan1.3b-480p": Case("WanTransformer3DModel", _WAN13, partial(_wan, 21, 60, 104), {"num_layers": 30}),
-    "wan1.3b-480p-guided": Case("WanTransformer3DModel", _WAN13, partial(_wan, 21, 60, 104), {"num_layers": 30}, two_calls=True),
+    "wan1.3b-480p": _WAN13,
+    "wan1.3b-480p-guided": replace(_WAN13, two_calls=True),
     "wan14b-480p": Case("WanTransformer3DModel", {}, partial(_wan, 21, 60, 104), {"num_layers": 40}),
     "hunyuan-720p": Case(
         "HunyuanVideoTransformer3DModel", {}, partial(_hunyuan_video, 9, 90, 160), {"num_layers": 20, "num_single_layers": 40}

@@ -143,10 +143,10 @@ def measure(
     """
     torch._dynamo.config.recompile_limit = 64  # every variant compiles the same blocks anew
     model, inputs = build(CASES[name], layers, dtype, device)
-    of_a_step = calls_of(CASES[name], inputs)
-    expected = reference(model, of_a_step, dtype) if exact else None
+    calls = calls_of(CASES[name], inputs)
+    expected = reference(model, calls, dtype) if exact else None
     against = FLOAT32 if expected is not None else FIRST + (": float32 does not fit in this GPU's memory" if exact else "")
-    subject = _Subject(name, CASES[name], layers, model, of_a_step, device, expected, against)
+    subject = _Subject(name, CASES[name], layers, model, calls, device, expected, against)
     results = []
     for _, phase in groupby(sorted(variants, key=lambda variant: variant.phase), lambda variant: variant.phase):
         running = [_start(subject, variant, compare) for variant in phase]

@@ -184,6 +184,9 @@ def one_layout(pipe, name, degrees, changes):
             unparallelize(part)
     if refused:
         return without_pictures(pipe, name, degrees, changes)
+    kinds = [None, None]
+    dist.all_gather_object(kinds, type(output))
+    assert kinds[0] is kinds[1]
     if dist.get_rank():
         assert all(field is None for field in (output if isinstance(output, tuple) else vars(output).values()))
         return None
