@@ -59,6 +59,7 @@ def _launched(port: int, function: Callable[..., Any], args: tuple[Any, ...]) ->
     import torch.distributed as dist
 
     rank, size = str(dist.get_rank()), str(dist.get_world_size())
+    dist.barrier()  # a rank that leaves while another one still connects closes its connections
     dist.destroy_process_group()
     before = dict(os.environ)
     os.environ.update(RANK=rank, WORLD_SIZE=size, LOCAL_RANK=rank, LOCAL_WORLD_SIZE=size, MASTER_ADDR="localhost", MASTER_PORT=str(port))
@@ -103,7 +104,11 @@ class RankPool:
         store = self._store(world_size)
         for connection in self.connections[:world_size]:
             connection.send((world_size, store, function, args))
-        results = [self._receive(rank) for rank in range(world_size)]
+        try:
+            results = [self._receive(rank) for rank in range(world_size)]
+        except BaseException:  # the test's time is over: the next one needs ranks that listen
+            self.close()
+            raise
         failures = [f"rank {rank}:\n{value}" for rank, (ok, value) in enumerate(results) if not ok]
         if failures:
             self.close()  # ranks that failed apart are in different collectives
