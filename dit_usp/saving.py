@@ -188,6 +188,10 @@ def written(path: Path, write: Callable[[Path], Any], *, overwrite: bool = False
         if overwrite:
             return temporary.replace(path)
         return next(name for name in _names(path) if _take(temporary, name))
+    except OSError as error:
+        if error.filename in (None, str(temporary)):  # a write that fails names no file
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
