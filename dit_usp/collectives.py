@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before torch 2.13
+gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before torch 2.13
 # What gloo and NCCL both carry. Other types travel as their bytes.
 _WIRE_TYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int32, torch.int64, torch.uint8, torch.int8)
 
@@ -201,7 +201,7 @@ def _all_gather(flat: Tensor, group: dist.ProcessGroup) -> Tensor:
     if torch.compiler.is_compiling():
         return wait(Pending(torch.ops._c10d_functional.all_gather_into_tensor(flat, group.size(), group.group_name)))
     gathered = flat.new_empty(group.size() * flat.numel())
-    _gather_into(gathered, flat, group=group)
+    gather_into(gathered, flat, group=group)
     return gathered
 
 

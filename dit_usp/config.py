@@ -108,8 +108,8 @@ def choose_layout(world_size: int, *, heads: int | None = None, guidance: bool =
     if cfg == 2:
         reasons.append("cfg 2: each half of guidance has its own ranks; they exchange one output a step.")
     rest //= cfg
-    # Between two ranks gathering is one collective and no relayout of queries: on two H100 and two H200 no slower than Ulysses for every model
-    # measured, and faster than rotate but for Wan (1.6 %). Each sends as many bytes; among more ranks Ulysses sends fewer.
+    # Between two ranks gathering is one collective and no relayout of queries: on two H100 and two H200, in bfloat16, no slower than Ulysses for any
+    # model measured, and faster than rotate but for Wan (1.6 %). Each sends as many bytes; among more ranks Ulysses sends fewer.
     ulysses = 1 if rest == 2 else _ulysses_degree(rest, heads)
     ring = rest // ulysses
     if ulysses > 1:

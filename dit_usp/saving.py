@@ -189,9 +189,10 @@ def written(path: Path, write: Callable[[Path], Any], *, overwrite: bool = False
             return temporary.replace(path)
         return next(name for name in _names(path) if _take(temporary, name))
     except OSError as error:
-        if error.filename in (None, str(temporary)):  # a write that fails names no file
-            error.filename = str(path)
-        raise
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise
+        name = path if overwrite else free_name(path)
+        raise OSError(error.errno, error.strerror, str(name)) from error  # a write that fails names no file, PyAV the temporary one
     finally:
         temporary.unlink(missing_ok=True)
 

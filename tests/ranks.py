@@ -1,6 +1,6 @@
-"""A pool of rank processes for the tests: started once a session, gloo on the CPU, one thread each.
+"""A pool of rank processes for the tests: started once a test process, gloo on the CPU, one thread each.
 
-Spawning ranks for each test costs 12-58 s, a session pool 20 s once and 0.02-0.2 s a test.
+Spawning ranks for each test costs 12-58 s, a pool 20 s once and 0.02-0.2 s a test.
 Ranks meet through a FileStore: hunting for a free port races.
 """
 

@@ -19,7 +19,7 @@ from dit_usp.config import ParallelConfig
 from dit_usp.inject import parallelize, plan_of, unparallelize
 from dit_usp.mesh import init_mesh
 
-COLLECTIVES = ((dist, "all_to_all_single"), (collectives, "_gather_into"), (dist, "all_reduce"))
+COLLECTIVES = ((dist, "all_to_all_single"), (collectives, "gather_into"), (dist, "all_reduce"))
 
 
 def measured(name: str) -> tuple[str, float, list[int], int]:

@@ -9,15 +9,18 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from dit_usp.config import ParallelConfig
+from dit_usp.formats import Sound
 from dit_usp.media import _delays, clip_fps, count_frames, read_clip
 from dit_usp.request import MAX_SEED, Picture, Request
-from dit_usp.saving import Target, read_metadata, remove_unfinished, save, save_clip, save_image, write_whole
+from dit_usp.saving import Target, read_metadata, remove_unfinished, save, save_clip, save_image, write_whole, written
 
 TOLD = {"prompt": 'ein "rotes" Herz ❤\nzwei', "seed": MAX_SEED, "guidance": 4.5, "set": {"eta": None}, "versions": {"dit-usp": "1.2"}}
 
@@ -103,19 +106,42 @@ def full_disk() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def large(suffix: str) -> Any:
+    """A result that fills more than 1000 bytes in that format."""
+    if suffix == "wav":
+        return Sound(np.zeros(4000), 8000)
+    if suffix == "safetensors":
+        return {"latents": torch.zeros(500)}
+    return noise() if suffix in ("png", "jpg") else [noise(seed) for seed in range(9)]
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_full_disk_leaves_nothing(tmp_path: Path, overwrite: bool) -> None:
-    with full_disk(), pytest.raises(OSError, match=r"File too large: '.*/a\.png'"):
-        save_image(noise(), tmp_path / "a.png", TOLD, overwrite=overwrite)
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "mp4", "webm", "wav", "safetensors"])
+def test_full_disk_leaves_nothing_and_names_the_file(tmp_path: Path, suffix: str, overwrite: bool) -> None:
+    with full_disk(), pytest.raises(OSError, match=rf"File too large: '.*/a\.{suffix}'$"):
+        save(large(suffix), Target(str(tmp_path / f"a.{suffix}"), TOLD, overwrite=overwrite))
     assert names(tmp_path) == []
 
 
-def test_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("overwrite", "named"), [(False, "a-2.png"), (True, "a.png")])
+def test_full_disk_leaves_the_old_file(tmp_path: Path, overwrite: bool, named: str) -> None:
     (tmp_path / "a.png").write_bytes(b"old")
-    with full_disk(), pytest.raises(OSError, match=r"File too large: '.*/a\.png'"):
-        save_image(noise(), tmp_path / "a.png", TOLD, overwrite=True)
+    with full_disk(), pytest.raises(OSError, match=f"File too large: '.*/{named}'$"):
+        save_image(noise(), tmp_path / "a.png", TOLD, overwrite=overwrite)
     assert (tmp_path / "a.png").read_bytes() == b"old"
     assert names(tmp_path) == ["a.png"]
+
+
+def test_a_folder_in_the_way_is_named_once_and_words_without_number_stay(tmp_path: Path) -> None:
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(OSError, match=r"^\[Errno 21\] Is a directory: '\S*/a\.png'$"):
+        write_whole(b"data", tmp_path / "a.png", overwrite=True)
+
+    def fail(path: Path) -> None:
+        raise OSError("cannot encode")
+
+    with pytest.raises(OSError, match=r"^cannot encode$"):
+        written(tmp_path / "b.png", fail)
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])

@@ -100,8 +100,6 @@ def start(world_size: int) -> None:
         known.is_process_group = staticmethod(lambda value: isinstance(value, ProcessGroup))
     if not hasattr(dist.Backend, Alone.NAME.upper()):
         dist.Backend.register_backend(Alone.NAME, _make, devices=["cpu", "cuda"])
-    if torch.cuda.is_available():
-        torch.cuda.init()  # else DeviceMesh would deal the ranks to this machine's GPUs, and refuse three on two
     dist.init_process_group(Alone.NAME, rank=0, world_size=world_size, store=dist.HashStore())
 
 

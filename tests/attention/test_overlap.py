@@ -20,6 +20,8 @@ DEALT = ["send", "wait"]  # the causal order deals chunks first, and brings the 
 def lone(device):
     """This process as the first of three ranks, the others copies of it."""
     alone.start(RANKS)
+    if device == "cuda":
+        torch.cuda.init()  # else DeviceMesh deals the ranks to this machine's GPUs, and refuses three on two
     return init_mesh(ParallelConfig(1, RANKS), device)
 
 
