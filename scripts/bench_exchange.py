@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from dit_usp.attention.ring import neighbours
 from dit_usp.collectives import gather_into
 from dit_usp.launch import join
 
@@ -31,7 +32,7 @@ def exchanges(mib: int, device: torch.device) -> dict[str, Callable[[], Any]]:
     size = mib * 2**20 // 2 // ranks * ranks
     own, arrived = (torch.randn(size, device=device).bfloat16() for _ in range(2))
     every = torch.empty(ranks * size, dtype=torch.bfloat16, device=device)
-    to_next, from_last = ([size * (other == (rank + step) % ranks) for other in range(ranks)] for step in (1, -1))
+    to_next, from_last = neighbours(size, size, dist.group.WORLD)
     return {
         "gather": lambda: gather_into(every, own),
         "in place": lambda: gather_into(every, every[rank * size : (rank + 1) * size]),

@@ -168,7 +168,7 @@ def passed_blocks(k_BTgD: Tensor, v_BTgD: Tensor, lengths: Sequence[int], group:
         owner = (rank - step) % ranks
         arriving = None
         if step < ranks - 1:
-            arriving = post(kv, *_neighbours(kv.numel(), lengths[owner - 1] * sum(per_token), group), group)
+            arriving = post(kv, *neighbours(kv.numel(), lengths[owner - 1] * sum(per_token), group), group)
         k, v = kv.split([lengths[owner] * width for width in per_token])
         yield owner, k.view(batch, lengths[owner], heads, size), v.view(batch, lengths[owner], heads, v_BTgD.shape[3])
         if arriving is not None:
@@ -187,7 +187,7 @@ def _one_buffer(k_BTgD: Tensor, v_BTgD: Tensor) -> Tensor:
     return flat
 
 
-def _neighbours(sent: int, received: int, group: ProcessGroup) -> tuple[list[int], list[int]]:
+def neighbours(sent: int, received: int, group: ProcessGroup) -> tuple[list[int], list[int]]:
     """Split sizes of a pass: everything to the next rank, everything from the one before."""
     send_sizes, receive_sizes = [0] * group.size(), [0] * group.size()
     send_sizes[(group.rank() + 1) % group.size()] = sent
