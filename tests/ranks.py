@@ -45,10 +45,12 @@ def _serve(rank: int, connection: Connection) -> None:
                 if dist.is_initialized():
                     dist.destroy_process_group()
                 dist.init_process_group("gloo", store=dist.FileStore(store, world_size), rank=rank, world_size=world_size)
+            world = dist.group.WORLD
             torch.manual_seed(0)
-            connection.send((True, function(*args)))
+            result = function(*args)
+            connection.send((True, result, dist.group.WORLD is world))
         except BaseException:
-            connection.send((False, traceback.format_exc()))
+            connection.send((False, traceback.format_exc(), False))
         if len(sys.modules) > modules:
             modules = len(sys.modules)
             set_imports_aside()
@@ -109,21 +111,20 @@ class RankPool:
         except BaseException:  # the test's time is over: the next one needs ranks that listen
             self.close()
             raise
-        failures = [f"rank {rank}:\n{value}" for rank, (ok, value) in enumerate(results) if not ok]
+        failures = [f"rank {rank}:\n{value}" for rank, (ok, value, _) in enumerate(results) if not ok]
         if failures:
             self.close()  # ranks that failed apart are in different collectives
             raise AssertionError("\n".join(failures))
-        return [value for _, value in results]
+        if not all(stayed for _, _, stayed in results):
+            self.store = (0, "")  # the function left the world, perhaps for another one: the next call starts a new one
+        return [value for _, value, _ in results]
 
     def launched(self, world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
         """The same with ranks as torchrun leaves them: the variables are set, and who joins meets the others at the launcher's store."""
         from torch.distributed import TCPStore
 
         store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-        try:
-            return self(world_size, _launched, store.port, function, args)
-        finally:
-            self.store = (0, "")  # its world has been left
+        return self(world_size, _launched, store.port, function, args)
 
     def _store(self, world_size: int) -> str:
         """One file per world: another world size starts a new one, and so do many calls."""
@@ -142,13 +143,14 @@ class RankPool:
             self.processes.append(process)
             self.connections.append(ours)
 
-    def _receive(self, rank: int) -> tuple[bool, Any]:
+    def _receive(self, rank: int) -> tuple[bool, Any, bool]:
+        """Whether the function ended, what it returned or how it failed, and whether the rank is still in the pool's world."""
         if not self.connections[rank].poll(LIMIT_S):
-            return False, f"no answer in {LIMIT_S} s"
+            return False, f"no answer in {LIMIT_S} s", False
         try:
             return self.connections[rank].recv()
         except EOFError:
-            return False, "died"
+            return False, "died", False
 
     def close(self) -> None:
         """End the processes; the next call starts new ones."""

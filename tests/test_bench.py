@@ -51,8 +51,7 @@ def share(arguments):
     """On a process of its own: the command's output."""
     cases.CASES["tiny"] = TINY
     choice._chosen.cache_clear()  # a choice is told once a process
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    torch.distributed.destroy_process_group()
     return CliRunner().invoke(command, arguments, catch_exceptions=False).output
 
 
@@ -265,13 +264,11 @@ def test_the_two_calls_of_a_step_differ():
 
 
 def copies():
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    torch.distributed.destroy_process_group()
     alone.start(3)
     group = torch.distributed.group.WORLD
     flat = torch.arange(6.0)
     results = exchange(flat, [2, 2, 2], [2, 2, 5], group), gather(flat[:2], 0, (2, 2, 2), group)
-    torch.distributed.destroy_process_group()
     return [result.tolist() for result in results]
 
 
