@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TypeVar
 
 from torch import nn
@@ -18,11 +16,9 @@ OPTIONS = {"reorder_for_compute_comm_overlap": True, "reorder_for_compute_comm_o
 def compile_blocks(transformer: M) -> M:
     """Compile every repeated block, in place, before or after `parallelize`: its exchanges are in the graph.
 
-    Shapes are constants: a new size compiles anew. What was compiled is kept for the next process, in the user's cache unless TORCHINDUCTOR_CACHE_DIR
-    names another folder.
+    Shapes are constants: a new size compiles anew. torch keeps what was compiled for the next process, in a temporary folder unless
+    TORCHINDUCTOR_CACHE_DIR names another one.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "dit-usp" / "inductor"))
     for block in repeated_blocks(transformer):
         block.compile(dynamic=False, options=dict(OPTIONS))
     return transformer

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import os
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,22 +139,15 @@ def _initialise(here: Place, device_type: str) -> None:
     else:
         torch.set_num_threads(num_threads(here.local_world_size))
         dist.init_process_group("gloo", **options)
-        atexit.register(_leave, here.world_size)
+        atexit.register(_leave)
 
 
-def _leave(world_size: int) -> None:
-    """End gloo's threads before the interpreter ends, or let them rest.
-
-    A thread of gloo takes Python's lock to let go of a collective's tensors, when the waiting rank has been told already and goes on. If that rank
-    ends meanwhile, CPython before 3.14 ends the thread within C++, which aborts the process ("terminate called without an active exception").
-    Groups that a model's hooks still hold keep their threads, so these get the lock, and time, here.
-    """
+def _leave() -> None:
+    """End gloo's threads before the interpreter takes their memory away: a process was seen to abort at its exit."""
     import torch.distributed as dist
 
     if dist.is_initialized():
         dist.destroy_process_group()
-    if world_size > 1:
-        time.sleep(0.2)
 
 
 def num_threads(local_world_size: int) -> int:
@@ -192,7 +184,7 @@ def master_address(environ: Mapping[str, str] = os.environ) -> tuple[str, int]:
     if "SLURM_STEP_NODELIST" not in environ:
         raise ValueError("This launcher does not say where the first rank is: set MASTER_ADDR and MASTER_PORT.")
     job, step = (_number({name: "0", **environ}, name) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
-    return first_host(environ["SLURM_STEP_NODELIST"]), 20000 + (job * 16 + step) % 20000
+    return first_host(environ["SLURM_STEP_NODELIST"]), 20000 + (job * 16 + step) % 12000  # below those that Linux gives out
 
 
 def first_host(nodelist: str) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import time
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 import torch.distributed as dist
@@ -12,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from dit_usp.config import ParallelConfig
 
 AXES = ("data", "cfg", "ring", "ulysses")  # outermost first
+REST_S = 0.2  # a worker of gloo that may run needs less, on a machine with six times as many threads to run as cores too
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,23 @@ def init_mesh(config: ParallelConfig | DeviceMesh, device_type: str | None = Non
         device_mesh, config = config, _config_of(config, ring_method)
     else:
         device_mesh = _device_mesh(config, device_type or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if config.world_size > 1:
+        _rest_at_exit()
     groups = {axis: _group(device_mesh, (axis,)) for axis in AXES}
     # Where one of the two axes is off, the other is the sequence: a group less to set up, and with NCCL a communicator less in memory.
     alone = {1: groups["ulysses"], config.sequence_degree: groups["ring"]}.get(config.ring_degree)
     return Mesh(config=config, device=_device(device_mesh.device_type), sequence=alone or _group(device_mesh, ("ring", "ulysses")), **groups)
+
+
+@cache
+def _rest_at_exit() -> None:
+    """Let gloo's threads end what they do before the interpreter ends: a fixed pause, since torch does not tell when they have.
+
+    Such a thread takes Python's lock to let go of a collective's tensors, when the waiting rank has been told already and goes on. If that rank
+    ends meanwhile, CPython before 3.14 ends the thread within C++, and the process aborts: "terminate called without an active exception"
+    (pytorch/pytorch#190489). Destroying the groups ends only the threads of those that no mesh holds.
+    """
+    atexit.register(time.sleep, REST_S)
 
 
 def _device_mesh(config: ParallelConfig, device_type: str) -> DeviceMesh:

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""How long the exchanges of some ranks take alone, by the MiB that each rank brings. On GPUs as recorded in a CUDA graph.
+"""How long the exchanges of some ranks take alone, by the MiB that each rank brings. On GPUs as recorded in a CUDA graph
+(this part has not run yet).
 
     torchrun --nproc-per-node 2 scripts/bench_exchange.py
     NCCL_MIN_CTAS=64 torchrun --nproc-per-node 2 scripts/bench_exchange.py --mib 14 100
@@ -49,7 +50,7 @@ def microseconds(call: Callable[[], Any], device: torch.device) -> list[float]:
         return [_clocked(call) for _ in range(TURNS)]
     graph = torch.cuda.CUDAGraph()
     _meet()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # NCCL's own thread may ask the driver meanwhile
         for _ in range(CALLS):
             call()
     graph.replay()

@@ -298,7 +298,6 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def prepare(device: torch.device) -> None:
     """A group of all ranks, and arithmetic that hides nothing."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    torch._dynamo.config.recompile_limit = 64  # blocks of a kind may differ
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     if dist.is_initialized():
@@ -307,6 +306,7 @@ def prepare(device: torch.device) -> None:
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=WAIT, **alone)
 
 
+@torch._dynamo.config.patch(recompile_limit=64)  # blocks of a kind may differ
 def main(argv: Sequence[str] | None = None) -> int:
     args = arguments(argv)
     started = not dist.is_initialized()

@@ -141,26 +141,31 @@ def test_its_device_is_the_only_one(monkeypatch):
 
 
 PAIRS_THAT_END = """
-import os, sys, torch
-import dit_usp.mesh
-from dit_usp import ParallelConfig, collectives, launch
+import os, signal, sys, torch, torch.distributed as dist
+from dit_usp import ParallelConfig, collectives, init_mesh, launch
 
+HALVES = ParallelConfig(cfg_degree=2)
 held = []
 
 
-def exchange_and_end(rank, file):
+def exchange_and_end(rank, file, own_world):
+    signal.alarm(100)
     os.environ.update({launch.STORE: file, "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"})
-    held.append(launch.join(ParallelConfig(cfg_degree=2), "cpu"))  # as a pipeline's hooks hold it
+    if own_world:
+        dist.init_process_group("gloo", init_method="file://" + file, rank=rank, world_size=2)
+    held.append(init_mesh(HALVES, "cpu") if own_world else launch.join(HALVES, "cpu"))  # as a pipeline's hooks hold it
     sys.setswitchinterval(100)  # gloo's thread, which wants Python's lock once more, has it only when this one waits
     for _ in range(5):
         collectives.wait(collectives.post(torch.randn(64), [32, 32], [32, 32], held[0].cfg))
+    if own_world:
+        dist.destroy_process_group()
     sys.exit()
 
 
-for pair in range(8):
+for pair in range(10):
     for rank in range(2):
         if not os.fork():
-            exchange_and_end(rank, f"{sys.argv[1]}/{pair}")
+            exchange_and_end(rank, f"{sys.argv[1]}/{pair}", pair % 2)
     print(*(os.wait()[1] for rank in range(2)), flush=True)
 """
 
@@ -197,9 +202,9 @@ def test_under_torchrun_ranks_meet_and_a_failing_one_ends_the_others(tmp_path):
 
 
 def test_a_rank_ends_well_though_gloo_has_not_let_go_of_its_tensors(tmp_path):
-    """Without the pause before the end a pair in two was seen to abort."""
-    done = subprocess.run([sys.executable, "-c", PAIRS_THAT_END, tmp_path], capture_output=True, text=True, timeout=120)
-    assert done.stdout.split("\n") == ["0 0"] * 8 + [""], done.stderr
+    """Without the pause before the end one pair in four to two in three were seen to abort (Python 3.11)."""
+    done = subprocess.run([sys.executable, "-c", PAIRS_THAT_END, tmp_path], capture_output=True, text=True, timeout=150)
+    assert done.stdout.split("\n") == ["0 0"] * 10 + [""], done.stderr
 
 
 @pytest.mark.parametrize(("own", "met"), [(None, "1"), ("0", "0")])

@@ -7,6 +7,7 @@ from dit_usp.bench import alone
 
 def leave(world_size):
     """Leave the pool's world, and with a size become the first rank of a world whose other ranks do not exist."""
+    dist.barrier()  # a rank that leaves while another one still connects closes its connections
     dist.destroy_process_group()
     if world_size:
         alone.start(world_size)

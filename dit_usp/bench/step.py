@@ -119,6 +119,7 @@ class _Running:
     result: Result
 
 
+@torch._dynamo.config.patch(recompile_limit=64)  # every variant compiles the same blocks anew
 @torch.no_grad()
 def measure(
     name: str,
@@ -141,7 +142,6 @@ def measure(
         profile: look into one step of each variant on a GPU.
         told: called with the results so far, as soon as there are more: a peer's variant may never end.
     """
-    torch._dynamo.config.recompile_limit = 64  # every variant compiles the same blocks anew
     model, inputs = build(CASES[name], layers, dtype, device)
     calls = calls_of(CASES[name], inputs)
     expected = reference(model, calls, dtype) if exact else None

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-from tiny_image_parts import qwen2_processor, qwen2_vl, qwen_tokenizer, smaller
+from tiny_image_parts import qwen2_processor, qwen2_vl, qwen_tokenizer
 from tiny_longcat import CALL, parts
 from tiny_parts import HEIGHT, WIDTH, Tiny
 from tiny_video_parts import picture
-
-smaller("longcat_image.pipeline_longcat_image_edit")
 
 
 def edit(name: str, folder: Path) -> Any:
