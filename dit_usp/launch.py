@@ -143,7 +143,7 @@ def _initialise(here: Place, device_type: str) -> None:
 
 
 def _leave() -> None:
-    """End gloo's threads before the interpreter takes their memory away: a process was seen to abort at its exit."""
+    """End the threads of gloo's groups that nothing holds before the interpreter ends; for the others `init_mesh` has a pause made there."""
     import torch.distributed as dist
 
     if dist.is_initialized():

@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from dit_usp.config import ParallelConfig
 
 AXES = ("data", "cfg", "ring", "ulysses")  # outermost first
-REST_S = 0.2  # a worker of gloo that may run needs less, on a machine with six times as many threads to run as cores too
+REST_S = 0.2  # sufficed with twelve busy processes on two cores
 
 
 @dataclass(frozen=True)
